@@ -1,0 +1,41 @@
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs a program in a process of its own, so that it can have its own devices; returns what it printed."""
+
+    def run(program, *arguments, devices=1, check=True, **environment):
+        preamble = (
+            "import tensorflow as tf\n"
+            "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0],"
+            f" [tf.config.LogicalDeviceConfiguration()] * {devices})\n" if devices > 1 else "")
+        path = tmp_path / "program.py"
+        path.write_text(preamble + program)
+        done = subprocess.run([sys.executable, "-P", str(path), *map(str, arguments)], cwd=tmp_path, text=True,
+                              capture_output=True, env={**os.environ, **environment}, timeout=600)
+        if check:
+            assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout if check else done
+
+    return run

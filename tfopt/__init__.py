@@ -1,0 +1,23 @@
+"""Make a Keras model better, smaller and faster, and prove it.
+
+This file is the map of the house. Importing `tfopt` loads nothing heavy: a module, and TensorFlow with it, is
+imported when its name is first used.
+
+    from tfopt import distill, schedules
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+__all__ = ["distill", "regularizers", "report", "schedules"]
+
+
+def __getattr__(name):
+    if name in __all__:
+        return importlib.import_module(f"tfopt.{name}")
+    raise AttributeError(f"tfopt has the modules {', '.join(__all__)}. Received: {name!r}. Choose one of them.")
+
+
+def __dir__():
+    return [*__all__, "__version__"]

@@ -1,0 +1,3 @@
+"""Step -> learning rate."""
+
+__all__ = []
