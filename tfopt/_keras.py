@@ -6,10 +6,22 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Sequential._functional                      3.12 - 3.15     the graph behind a built Sequential model
     Functional._inputs_struct                   3.12 - 3.15     the graph's inputs, nested as the user nested them
     Functional._run_through_graph               3.12 - 3.15     replays the graph with another function per operation
+    KerasTensor._keras_history                  3.15            the operation and node a graph's tensor comes from
+    Operation._inbound_nodes, Node.input_tensors 3.15           the tensors that went into one use of an operation
+    Functional._nodes_by_depth, Node.arguments  3.12 - 3.15     each use of an operation, with what it was called with
+    KerasTensor._keras_mask                     3.12 - 3.15     the mask that goes with a tensor
+    Layer._flatten_layers                       3.12 - 3.15     the layers inside a layer
+    Layer._get_own_losses, ._clear_losses       3.12 - 3.15     the losses of the last call, those of weights apart
+    Optimizer._learning_rate                    3.15            its schedule, variable or callable itself
+    keras.src.backend.common.global_state       3.15            holds the generator behind seed=None
+    tensorflow.python.eager.context             TF 2.21       holds the counter that seeds eager operations
+    tensorflow.python.ops.stateful_random_ops   TF 2.21       holds tf.random's global generator, if there is one
 """
 
+import contextlib
 import functools
 import os
+import random
 
 from ._check import require
 
@@ -18,15 +30,20 @@ _REMEDY = "Start Python with {} and import tfopt again."
 require(os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() not in ("1", "true"),
         "tfopt works with Keras 3, and the environment asks TensorFlow for Keras 2",
         TF_USE_LEGACY_KERAS=os.environ.get("TF_USE_LEGACY_KERAS"),
-        do=_REMEDY.format("TF_USE_LEGACY_KERAS unset"), error=ImportError)
+        do=_REMEDY.format("TF_USE_LEGACY_KERAS unset, and before tensorflow_model_optimization, which sets it,"),
+        error=ImportError)
 require(os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow",
         "tfopt works with Keras on TensorFlow, and the environment asks for another backend",
         KERAS_BACKEND=os.environ.get("KERAS_BACKEND"),
         do=_REMEDY.format("KERAS_BACKEND=tensorflow"), error=ImportError)
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
+from tensorflow.python.eager import context as eager_context  # noqa: E402
+from tensorflow.python.ops import stateful_random_ops  # noqa: E402
 
 require(keras.backend.backend() == "tensorflow",
         "tfopt works with Keras on TensorFlow, and keras.json names another backend",
@@ -34,7 +51,8 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "fresh_inputs", "graph_of", "keras", "replay", "serializable", "tf"]
+__all__ = ["Functional", "call_losses", "fresh_inputs", "graph_of", "keras", "parts_of", "producer", "replay",
+           "same_randomness", "schedule_of", "serializable", "tf", "uses"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -60,3 +78,70 @@ def replay(graph, inputs, operation, call=None):
     calls = None if call is None else (
         lambda op, *args, **kwargs: (op if graph_of(op) is not None else functools.partial(call, op))(*args, **kwargs))
     return graph._run_through_graph(inputs, operation_fn=operation, call_fn=calls)
+
+
+def producer(tensor):
+    """The operation that made a tensor of a graph, and the tensors that went into that use of it."""
+    history = tensor._keras_history
+    return history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
+
+
+def uses(graph):
+    """[(operation, args, kwargs, outputs)] of each use of an operation in `graph` (see `graph_of`), in order.
+
+    The arguments are those the user gave: Keras also records the masks that belong to the tensors and a `training`
+    that the call of the model overrules. What only feeds such masks is left out.
+    """
+    nodes = [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]
+             if not node.is_input]
+    needed, found = set(map(id, graph.outputs)), []
+    for node in reversed(nodes):
+        if needed.isdisjoint(map(id, node.outputs)):
+            continue
+        masks = {id(getattr(x, "_keras_mask", None)) for x in node.arguments.keras_tensors}
+        kwargs = {key: value for key, value in node.arguments.kwargs.items() if not (
+            key == "training" and isinstance(node.operation, keras.layers.Layer)
+            or key.endswith("mask") and all(x is None or id(x) in masks for x in keras.tree.flatten(value)))}
+        needed.update(map(id, keras.tree.flatten((node.arguments.args, kwargs))))
+        found.append((node.operation, node.arguments.args, kwargs, node.outputs))
+    return found[::-1]
+
+
+def parts_of(layer):
+    """A layer and all layers inside it; an operation alone."""
+    return layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else [layer]
+
+
+def call_losses(layer):
+    """The losses that the last call of `layer` made, once: those of its weights apart."""
+    losses = [loss for part in parts_of(layer) for loss in part._get_own_losses()]
+    layer._clear_losses()
+    return losses
+
+
+def schedule_of(optimizer):
+    """The schedule or callable that `optimizer` holds as its learning rate, else None."""
+    rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    return None if isinstance(rate, keras.Variable) else rate
+
+
+@contextlib.contextmanager
+def same_randomness():
+    """On leaving, the random states of Python, NumPy, TensorFlow and Keras are what they were on entering."""
+    eager, name = eager_context.context(), "global_seed_generator"
+    keras_seeds, tf_generator = global_state.get_global_attribute(name), stateful_random_ops.global_generator
+    states = random.getstate(), np.random.get_state()
+    operations = eager._rng.getstate() if getattr(eager, "_rng", None) else None
+    variables = [generator.state for generator in (keras_seeds, tf_generator) if generator is not None]
+    values = [variable.numpy() for variable in variables]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if operations:
+            eager._rng.setstate(operations)
+        global_state.set_global_attribute(name, keras_seeds)
+        stateful_random_ops.global_generator = tf_generator
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)

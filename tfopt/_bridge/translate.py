@@ -1,0 +1,155 @@
+"""One layer's config, from Keras 3 to tf_keras."""
+
+import inspect
+
+import tf_keras
+
+from .._keras import keras
+from .embed import dump, load
+
+_SAME = {"Add", "Attention", "Average", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
+         "BatchNormalization", "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D",
+         "Conv3DTranspose", "Cropping1D", "Cropping2D", "Cropping3D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D",
+         "Dot", "Dropout", "ELU", "EinsumDense", "Embedding", "Flatten", "GRU", "GaussianDropout", "GaussianNoise",
+         "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
+         "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GroupNormalization", "Identity", "LSTM", "LayerNormalization",
+         "LeakyReLU", "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum",
+         "MultiHeadAttention", "Multiply", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape",
+         "SeparableConv1D", "SeparableConv2D", "SimpleRNN", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
+         "SpatialDropout3D", "Subtract", "UnitNormalization", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+         "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"}
+_ACTIVATIONS = {"elu", "exponential", "gelu", "linear", "relu", "selu", "sigmoid", "softmax", "softplus", "softsign",
+                "tanh"}
+_RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
+_NO_MATTER = {"seed", "use_cudnn", "build_config", "quantization_config"}    # of no consequence for what is computed
+_BASE = {"name", "dtype", "trainable", "activity_regularizer", "zero_output_for_mask"}
+
+
+class _Carried:
+    """A Keras 3 object that tf_keras calls and saves."""
+
+    def __init__(self, carried):
+        self.carried, self.inner = carried, load(carried)
+
+    def __call__(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {"carried": self.carried}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@tf_keras.saving.register_keras_serializable("tfopt")
+class CarriedActivation(_Carried):
+    """An activation tf_keras does not have, or has with another meaning."""
+
+    @property
+    def __name__(self):
+        return getattr(self.inner, "__name__", type(self.inner).__name__)
+
+
+@tf_keras.saving.register_keras_serializable("tfopt")
+class CarriedRegularizer(_Carried, tf_keras.regularizers.Regularizer):
+    """A Keras 3 regularizer."""
+
+
+@tf_keras.saving.register_keras_serializable("tfopt")
+class CarriedConstraint(_Carried, tf_keras.constraints.Constraint):
+    """A Keras 3 constraint."""
+
+
+def twin(layer, name, dtype=None):
+    """The tf_keras layer that computes what `layer` computes, without its weights; None if there is none."""
+    kind = type(layer).__name__
+    if type(layer) is not getattr(keras.layers, kind, None) or "float" not in layer.dtype_policy.name:
+        return None
+    base = {"name": name, "dtype": dtype or layer.dtype_policy.name, "trainable": layer.trainable}
+    if kind in _SPECIAL:
+        return _SPECIAL[kind](layer, base)
+    return _same(layer, base) if kind in _SAME else None
+
+
+def _same(layer, base):
+    kind = type(layer).__name__
+    cls = getattr(tf_keras.layers, kind)
+    known, usual = _arguments(cls) | _BASE, _defaults(type(layer))
+    config = {}
+    for key, value in layer.get_config().items():
+        key = _RENAMED.get(kind, {}).get(key, key)
+        if key in known:
+            config[key] = _value(layer, key, value)
+        elif key not in _NO_MATTER and value != usual.get(key, value):
+            return None                              # asks for what the twin cannot do
+    return cls(**{**config, **base})
+
+
+def _value(layer, key, value):
+    """One entry of the config in terms of tf_keras. Weights are assigned later, so all start at zero."""
+    if value is None:
+        return None
+    if key.endswith("initializer"):
+        return "zeros"
+    if key.endswith("activation"):
+        return activation(keras.activations.get(value))
+    if key.endswith("regularizer"):
+        frozen = not layer.trainable and key != "activity_regularizer"       # Keras 3 asks no penalty of frozen weights
+        return None if frozen else CarriedRegularizer(dump(keras.regularizers.get(value)))
+    if key.endswith("constraint"):
+        return CarriedConstraint(dump(keras.constraints.get(value)))
+    return value
+
+
+def activation(function):
+    """The tf_keras name of a Keras 3 activation, or the activation itself to be carried."""
+    name = getattr(function, "__name__", "")
+    if function is getattr(keras.activations, name, None):
+        if name == "silu":
+            return "swish"
+        if name in _ACTIVATIONS:
+            return name
+    return CarriedActivation(dump(function))
+
+
+def _activation_layer(layer, base):
+    function = activation(layer.activation)
+    return tf_keras.layers.Activation(function, **base) if isinstance(function, str) else None
+
+
+def _upsampling(layer, base):
+    return _same(layer, base) if layer.interpolation == "nearest" else None
+
+
+def _wrapper(layer, base):
+    inner = twin(layer.layer, layer.layer.name, base["dtype"])
+    return inner and tf_keras.layers.TimeDistributed(inner, **base)
+
+
+def _bidirectional(layer, base):
+    halves = [twin(half, half.name, base["dtype"]) for half in (layer.forward_layer, layer.backward_layer)]
+    if None in halves:
+        return None
+    return tf_keras.layers.Bidirectional(halves[0], merge_mode=layer.merge_mode, backward_layer=halves[1], **base)
+
+
+_SPECIAL = {"Activation": _activation_layer, "UpSampling2D": _upsampling, "TimeDistributed": _wrapper,
+            "Bidirectional": _bidirectional}
+
+
+def _arguments(cls):
+    """Names that the constructor of a class takes, its bases included as far as it passes **kwargs on."""
+    names = set()
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names |= {p.name for p in parameters}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return names
+
+
+def _defaults(cls):
+    return {p.name: p.default for base in reversed(cls.__mro__) if "__init__" in vars(base)
+            for p in inspect.signature(base.__init__).parameters.values()}
