@@ -1,0 +1,274 @@
+"""Conversion to LiteRT: what the file computes, what it says about itself, what is refused."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.lite.python.interpreter import Interpreter
+
+from tfopt import quantize
+
+layers = keras.layers
+MODES = ["float32", "float16", "dynamic", "int8", "int16x8"]
+CLOSE = {"float32": 1e-6, "float16": 2e-3, "dynamic": 0.02, "int8": 0.05, "int16x8": 0.01}
+
+
+def small(seed=0):
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input((12, 12, 3), name="image")
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(layers.Conv2D(8, 3, use_bias=False)(x)))
+    x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(5, activation="softmax", name="classes")(x), name="small")
+    randomise_statistics(model)
+    return model
+
+
+def randomise_statistics(model):
+    noise = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_mean.assign(noise.normal(size=layer.moving_mean.shape) * 0.2)
+            layer.moving_variance.assign(noise.uniform(0.5, 2, size=layer.moving_variance.shape))
+        elif getattr(layer, "kernel", None) is not None:
+            layer.kernel.assign(layer.kernel * 2)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.normal(size=(40, 12, 12, 3)).astype("float32")
+
+
+@pytest.fixture
+def counts():
+    """Two inputs, nested outputs: a dict in, a dict with a list out."""
+    a, b = keras.Input((4,), name="numbers"), keras.Input((3,), dtype="int32", name="ids")
+    hidden = layers.Dense(6, activation="relu")(a)
+    words = layers.Flatten()(layers.Embedding(10, 4)(b))
+    outputs = {"z": layers.Dense(1)(words), "heads": [layers.Dense(2)(layers.Concatenate()([hidden, words])),
+                                                      layers.Dense(3, activation="softmax")(hidden)]}
+    return keras.Model({"numbers": a, "ids": b}, outputs)
+
+
+def pairs(rng):
+    return {"numbers": rng.normal(size=(30, 4)).astype("float32"), "ids": rng.integers(0, 10, (30, 3))}
+
+
+@pytest.mark.filterwarnings("ignore:quantize.convert. dynamic range")
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_agree_with_the_model(mode, images):
+    model = small()
+    lite = quantize.convert(model, mode, calibration=images)
+    expected, found = model.predict(images, verbose=0), lite.predict(images)
+    difference = np.abs(expected - found).max()
+    assert difference <= CLOSE[mode]
+    assert lite.report["mode"] == mode
+    assert lite.report["samples"] == 40
+    assert lite.report["max_difference"] == pytest.approx(difference, abs=1e-6)
+    assert lite.report["agreement"] == np.mean(expected.argmax(-1) == found.argmax(-1))
+    assert lite.report["integer_ops"] == (1 if mode.startswith("int") else 0)
+    assert lite.report["integer_macs"] == (1 if mode.startswith("int") else 0)
+    assert np.abs(small(seed=1).predict(images, verbose=0) - found).max() > CLOSE[mode] / 2, "another model differs"
+
+
+def test_batch_normalization_is_folded_and_macs_are_counted(images):
+    ops = quantize.convert(small(), "int8", calibration=images).ops
+    assert list(ops["op"]) == ["CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "FULLY_CONNECTED", "SOFTMAX"]
+    assert list(ops["macs"]) == [10 * 10 * 8 * 27, 10 * 10 * 8 * 9, 0, 40, 0]
+    assert set(ops["dtype"]) == {"int8"}
+    assert list(ops["weights"][:2]) == ["int8", "int8"]
+
+
+def test_tensorflow_s_own_interpreter_agrees(images):
+    """An independent reader: the file's ends, quantised by hand."""
+    lite = quantize.convert(small(), "int8", calibration=images)
+    interpreter = Interpreter(model_content=lite.content)
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    assert (source["dtype"], target["dtype"], source["name"]) == (np.int8, np.int8, "image")
+    scale, zero = source["quantization"]
+    found = []
+    for image in images:
+        interpreter.set_tensor(source["index"], np.clip(np.round(image[None] / scale) + zero, -128, 127).astype("int8"))
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(target["index"])[0])
+    scale, zero = target["quantization"]
+    np.testing.assert_allclose(lite.predict(images), scale * (np.float32(found) - zero), atol=1.01 * scale)
+
+
+@pytest.mark.parametrize("mode", ["float32", "int8"])
+def test_several_inputs_and_nested_outputs(mode, counts, rng):
+    x = pairs(rng)
+    lite = quantize.convert(counts, mode, calibration=x)
+    expected = counts.predict(x, verbose=0)
+    for received in (x, [x["ids"], x["numbers"]], tf.data.Dataset.from_tensor_slices((x, np.zeros(30))).batch(7)):
+        found = lite.predict(received)
+        keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=CLOSE[mode]), expected, found)
+    signature = lite._interpreter.get_signature_list()["serving_default"]
+    assert sorted(signature["inputs"]) == ["ids", "numbers"]
+    assert sorted(signature["outputs"]) == ["heads/0", "heads/1", "z"]
+
+
+def test_list_inputs_are_also_known_by_name(rng):
+    a, b = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    model = keras.Model([a, b], layers.Subtract()([a, b]))
+    lite, x = quantize.convert(model, "float32"), rng.normal(size=(2, 5, 3)).astype("float32")
+    np.testing.assert_array_equal(lite.predict([x[0], x[1]]), x[0] - x[1])
+    np.testing.assert_array_equal(lite.predict({"a": x[1], "b": x[0]}), x[0] - x[1])
+
+
+def test_whole_numbers_in_a_float_input_are_not_rounded_to_eight_bits(rng):
+    """Embedding(keras.Input((n,))) is a float input by Keras' default: int8 ends would change the indices."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Flatten()(layers.Embedding(1000, 3)(inputs)))
+    x = rng.integers(0, 1000, (50, 4)).astype("float32")
+    lite = quantize.convert(model, "int8", calibration=x)
+    assert lite.report["max_difference"] < 1e-3
+    assert np.abs(lite.predict(np.roll(x, 1)) - model.predict(x, verbose=0)).max() > 0.01, "the check can fail"
+
+
+@pytest.mark.parametrize("mode", ["float32", "int8"])
+def test_subclassed_model_and_open_sizes(mode, rng):
+    class Doubled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x["a"]) * 2
+
+    x = {"a": rng.normal(size=(20, 5)).astype("float32")}
+    model = Doubled()
+    expected = model(x)
+    np.testing.assert_allclose(quantize.convert(model, mode, calibration=x).predict(x), expected, atol=0.1)
+
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(inputs)))
+    x = rng.normal(size=(20, 6, 7, 2)).astype("float32")
+    np.testing.assert_allclose(quantize.convert(model, mode, calibration=x).predict(x), model(x), atol=0.02)
+    with pytest.raises(ValueError, match="inputs of known size"):
+        quantize.convert(model, "float32")
+
+
+def test_mixed_precision_is_converted_in_float32(rng):
+    x = inputs = keras.Input((6,))
+    x = layers.Dense(4, activation="relu", dtype="mixed_bfloat16")(x)
+    model = keras.Model(inputs, layers.Bidirectional(layers.LSTM(3, unroll=True, dtype="mixed_bfloat16"),
+                                                     dtype="mixed_bfloat16")(layers.Reshape((2, 2))(x)))
+    x = rng.normal(size=(8, 6)).astype("float32")
+    np.testing.assert_allclose(quantize.convert(model, "float32").predict(x), model.predict(x, verbose=0), atol=0.02)
+
+
+def test_dynamic_range_warns_where_there_are_convolutions(images, recwarn):
+    dense = keras.Sequential([keras.Input((40,)), layers.Dense(50), layers.Dense(4)])
+    lite = quantize.convert(dense, "dynamic")
+    assert not recwarn.list
+    assert set(lite.plan["why"]) == {"int8 weights, float arithmetic", "computes in float"}
+    with pytest.warns(UserWarning, match="often slower"):
+        quantize.convert(small(), "dynamic")
+
+
+@pytest.mark.parametrize("y", [np.arange(40) % 5, np.eye(5)[np.arange(40) % 5]], ids=["sparse", "one-hot"])
+def test_evaluate_equals_keras(y, images):
+    model = small()
+    loss = "categorical_crossentropy" if y.ndim > 1 else "sparse_categorical_crossentropy"
+    model.compile(loss=loss, metrics=["accuracy"])
+    lite = quantize.convert(model, "float32")
+    expected = model.evaluate(images, y, verbose=0, return_dict=True)
+    assert lite.evaluate(images, y, loss=loss) == pytest.approx(expected, abs=1e-5)
+    assert lite.evaluate(images, y) == pytest.approx({"accuracy": expected["accuracy"]})
+    batches = tf.data.Dataset.from_tensor_slices((images, y)).batch(7)
+    assert lite.evaluate(batches, loss=loss) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="evaluate needs targets"):
+        lite.evaluate(images)
+
+
+def test_evaluate_of_several_outputs(counts, rng):
+    x = pairs(rng)
+    y = {"z": np.ones((30, 1)), "heads": [np.ones((30, 2)), np.eye(3)[np.arange(30) % 3]]}
+    found = quantize.convert(counts, "float32").evaluate(
+        x, y, loss={"z": "mse", "heads": ["mae", "mse"]}, metrics={"z": ["mae"], "heads": [None, ["accuracy"]]})
+    outputs = counts.predict(x, verbose=0)
+    loss = (np.square(outputs["z"] - 1).mean() + np.abs(outputs["heads"][0] - 1).mean()
+            + np.square(outputs["heads"][1] - y["heads"][1]).mean())
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_saved_file_knows_itself(tmp_path, images):
+    lite = quantize.convert(small(), "int8", calibration=images)
+    lite.save(tmp_path / "small.tflite")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.tflite"], "no part of a file is left"
+    again = quantize.load(tmp_path / "small.tflite")
+    assert (again.content, again.report, again.size) == (lite.content, lite.report, len(lite.content))
+    assert again.plan.equals(lite.plan)
+    np.testing.assert_array_equal(again.predict(images), lite.predict(images))
+    with pytest.raises(ValueError, match=r"`path` must end with \.tflite"):
+        lite.save(tmp_path / "small.bin")
+
+
+def test_a_file_of_another_making_runs(tmp_path, images):
+    model = small()
+    pathlib.Path(tmp_path / "other.tflite").write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    lite = quantize.load(tmp_path / "other.tflite")
+    np.testing.assert_allclose(lite.predict(images), model.predict(images, verbose=0), atol=1e-6)
+    assert lite.report == {}
+
+
+def test_nothing_of_the_user_is_changed(images, capfd):
+    from absl import logging
+
+    model = small()
+    model.compile("adam", "mse")
+    before, verbosity, function = model.get_weights(), logging.get_verbosity(), model.predict_function
+    quantize.convert(model, "int8", calibration=images).predict(images)
+    assert capfd.readouterr() == ("", ""), "the converter is silent"
+    assert logging.get_verbosity() == verbosity
+    assert model.predict_function is function
+    assert model.optimizer.iterations == 0
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_refusals(images):
+    class Opaque(keras.Model):
+        def call(self, x):
+            return x
+
+    model, opaque = small(), Opaque()
+    with pytest.raises(ValueError, match="not yet built"):
+        quantize.convert(opaque, "float32")
+    opaque(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="needs to know the inputs"):
+        quantize.convert(opaque, "float32")
+    with pytest.raises(ValueError, match=r"`mode` must be one of.*Received: mode='int4'"):
+        quantize.convert(model, "int4")
+    with pytest.raises(ValueError, match="needs calibration data"):
+        quantize.convert(model, "int8")
+    with pytest.raises(ValueError, match="one array of shape"):
+        quantize.convert(model, "int8", calibration=images[0])
+    with pytest.raises(TypeError, match="needs a Keras 3 model"):
+        quantize.convert("model.keras", "int8")
+    lite = quantize.convert(model, "float32")
+    with pytest.raises(ValueError, match="one array of shape"):
+        lite.predict(images[:, :5])
+    with pytest.raises(ValueError, match="multiple of 1"):
+        lite.predict(images[:0])
+    pair = keras.Input((1,), name="a"), keras.Input((1,), name="b")
+    two = quantize.convert(keras.Model(pair, layers.Add()(pair)), "float32")
+    with pytest.raises(ValueError, match="names must be those of the model"):
+        two.predict({"a": images, "c": images})
+    with pytest.raises(ValueError, match=r"bytes of a \.tflite file"):
+        quantize.LiteModel(b"nothing of the kind")
+
+
+def test_what_litert_cannot_do_is_refused():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.ops.linalg.svd(keras.ops.reshape(inputs, (-1, 2, 4)))[1])
+    with pytest.raises(ValueError, match=r"LiteRT lacks operations of this model. Received: lacking=\['tf.Svd'\]"):
+        quantize.convert(model, "float32")
+    recurrent = keras.Sequential([keras.Input((4, 2)), layers.LSTM(3)])
+    with pytest.raises(ValueError, match="unroll=True"):
+        quantize.convert(recurrent, "int8", calibration=np.zeros((4, 4, 2), "float32"))
+    assert quantize.convert(recurrent, "float32").report["max_difference"] < 1e-6

@@ -1,0 +1,11 @@
+"""8 bits: train with quantisation in the loop, and convert to LiteRT (TFLite) files that compute in integers.
+
+    wrap -> fit -> convert        quantisation-aware training (the TF Model Optimization toolkit's 8-bit scheme)
+    convert                       after training, for any Keras model
+"""
+
+from ._convert import convert
+from ._lite import LiteModel, load
+from ._train import calibrate, plan, wrap
+
+__all__ = ["LiteModel", "calibrate", "convert", "load", "plan", "wrap"]
