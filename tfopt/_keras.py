@@ -12,6 +12,8 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     KerasTensor._keras_mask                     3.12 - 3.15     the mask that goes with a tensor
     Layer._flatten_layers                       3.12 - 3.15     the layers inside a layer
     Layer._get_own_losses, ._clear_losses       3.12 - 3.15     the losses of the last call, those of weights apart
+    Trainer._compile_loss, _compile_metrics     3.12 - 3.15     what `compile` made of the loss and the metrics, or None
+    Trainer._loss_tracker                       3.12 - 3.15     the mean behind the log "loss"
     Optimizer._learning_rate                    3.15            its schedule, variable or callable itself
     keras.src.backend.common.global_state       3.15            holds the generator behind seed=None
     tensorflow.python.eager.context             TF 2.21       holds the counter that seeds eager operations
@@ -51,8 +53,9 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "call_losses", "fresh_inputs", "graph_of", "keras", "parts_of", "producer", "replay",
-           "same_randomness", "schedule_of", "serializable", "tf", "uses"]
+__all__ = ["Functional", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "keras", "loss_tracker",
+           "parts_of", "producer", "replay", "same_randomness", "schedule_of", "serializable", "task_loss",
+           "tf", "uses"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -64,10 +67,25 @@ def graph_of(model):
     return model if isinstance(model, Functional) else None
 
 
-def fresh_inputs(graph):
-    """New keras.Inputs like those of `graph` (see `graph_of`), in the same nesting."""
+def fresh_inputs(graph, shape=lambda x: x.shape):
+    """New keras.Inputs like those of `graph` (see `graph_of`), in the same nesting; `shape(input)` with the batch."""
     return keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name), graph._inputs_struct)
+        lambda x: keras.Input(batch_shape=shape(x), dtype=x.dtype, sparse=x.sparse, name=x.name), graph._inputs_struct)
+
+
+def task_loss(model, y, y_pred, sample_weight):
+    """The compiled loss alone, without penalties, divided by the number of replicas; None if there is none."""
+    return None if model._compile_loss is None else model._compile_loss(y, y_pred, sample_weight)
+
+
+def loss_tracker(model):
+    """The metric behind the log `loss` of a compiled model."""
+    return model._loss_tracker
+
+
+def forget_compiled(model):
+    """Drops the loss and the metrics of an earlier `compile`, which a later one without them would keep."""
+    model.loss = model._compile_loss = model._compile_metrics = None
 
 
 def replay(graph, inputs, operation, call=None):

@@ -1,0 +1,227 @@
+"""The training step: a student learns from labels and from a teacher at once."""
+
+import math
+
+from .. import _models
+from .._check import require, require_number
+from .._keras import forget_compiled, graph_of, keras, loss_tracker, serializable, task_loss, tf
+from . import _borrowed
+from ._outputs import Side, run
+
+
+class _Hidden:
+    """Holds what Keras must not track: a teacher's variables, penalties and flags are not the distiller's."""
+
+    def __init__(self, **held):
+        self.__dict__.update(held)
+
+
+@serializable
+class Distiller(keras.Model):
+    """Trains a student on its labels and on what a teacher answers.
+
+        loss = student_weight * task loss + (1 - student_weight) * sum_i weights_i * losses_i + penalties of the student
+
+    Without a loss in `compile` the teacher alone teaches, `loss = sum_i weights_i * losses_i`, and needs no labels.
+    `fit` trains the student's own variables; `evaluate` and `predict` are the student's; logs report the loss and its
+    parts. The teacher runs in inference mode, gets no gradient, and neither model's flags or compile state change.
+    `sample_weight` weights both terms. Under a strategy every term is divided by the number of replicas, as Keras does.
+
+    Args:
+      teacher: a built keras.Model.
+      student: a built keras.Model with outputs of the teacher's shape. Outputs may be logits or probabilities: the loss
+        finds the logits behind a softmax or a sigmoid, and refuses outputs of an unknown kind.
+      losses: a loss of `tfopt.distill` or `keras.distillation`, or a list of them.
+      weights: a number >= 0 for each loss. None is 1 for each.
+      student_weight: the share of the task loss, 0 to 1. With 1 the teacher does not run.
+      name: the model's name.
+
+    Call:
+      As the student.
+
+    Raises:
+      ValueError: a model is not built, teacher and student do not fit each other or a loss, a weight is out of range.
+      FloatingPointError: the loss is not finite at the end of an epoch.
+
+    Example:
+      >>> import numpy as np
+      >>> from tfopt import distill
+      >>> keras.utils.set_random_seed(0)
+      >>> def dense(units):
+      ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, "relu"), keras.layers.Dense(3)])
+      >>> distiller = distill.Distiller(dense(32), dense(4), distill.Logits(temperature=4.0))
+      >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+      >>> x, y = np.random.normal(size=(8, 4)), np.array([0, 1, 2, 0, 1, 2, 0, 1])
+      >>> sorted(distiller.fit(x, y, verbose=0).history)
+      ['accuracy', 'distillation_loss', 'loss', 'student_loss']
+      >>> distiller.student.count_params()
+      35
+
+    Reference:
+      Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015). https://arxiv.org/abs/1503.02531
+    """
+
+    def __init__(self, teacher, student, losses, *, weights=None, student_weight=0.5, name="distiller"):
+        for model in (teacher, student):
+            _models.require_model(model, "distill.Distiller")
+        require(teacher is not student, "teacher and student must be two models", teacher=teacher.name,
+                do="Copy one with keras.models.clone_model.")
+        losses = _as_list(losses)
+        weights = [1.] * len(losses) if weights is None else _as_list(weights)
+        _require_losses(losses, weights)
+        require_number("student_weight", student_weight, low=0, high=1)
+        with _models.scope_of(student):
+            super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+            self._student_loss = keras.metrics.Mean(name="student_loss")
+            self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
+        self.student = student
+        self.student_weight = student_weight
+        self._hidden = _Hidden(teacher=teacher, losses=losses, weights=weights)
+        inputs = _inputs_of(teacher, student)
+        sides = Side(teacher, "teacher", inputs), Side(student, "student", inputs)
+        self._hidden.terms = [_borrowed.connect(loss, *sides) for loss in losses]
+        self._hidden.teacher_side, self._hidden.student_side = sides
+        self.built = True
+
+    @property
+    def teacher(self):
+        """The teacher; it is saved with the distiller, and its variables are not counted among the distiller's."""
+        return self._hidden.teacher
+
+    @property
+    def output_names(self):
+        """The student's, so that losses and metrics may be given by name."""
+        return self.student.output_names
+
+    def call(self, inputs, training=None):
+        return run(self.student, inputs, training)
+
+    def compile(self, *args, **kwargs):
+        """As keras.Model.compile. Without a `loss` only the teacher teaches."""
+        forget_compiled(self)
+        super().compile(*args, **kwargs)
+
+    def fit(self, *args, **kwargs):
+        """As keras.Model.fit; stops with one sentence at the end of an epoch whose loss is not finite."""
+        callbacks = kwargs.pop("callbacks", None)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(_Finite())
+        else:
+            callbacks = [*_as_list(callbacks or []), _Finite()]
+        return super().fit(*args, callbacks=callbacks, **kwargs)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        taught = self._ask_teacher(x)
+        with tf.GradientTape() as tape:
+            learnt = self._hidden.student_side(x, training=True)
+            loss = self._training_loss(taught, learnt, y, sample_weight, count=_length(x))
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        require(variables, "the student must have something to train", student=self.student.name,
+                do="Set `trainable = True` on its layers.")
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
+        return self.compute_metrics(x, y, learnt.outputs, sample_weight=sample_weight)
+
+    def test_step(self, data):
+        logs = super().test_step(data)
+        return {name: value for name, value in logs.items() if name not in ("student_loss", "distillation_loss")}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The loss of one batch: of distillation when training, the student's own task loss otherwise."""
+        if training or self.loss is None:
+            learnt = self._hidden.student_side(x, training=training)
+            return self._training_loss(self._ask_teacher(x), learnt, y, sample_weight, count=_length(x))
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+    def _ask_teacher(self, x):
+        needed = self.student_weight < 1 or self.loss is None
+        return self._hidden.teacher_side(x, training=False) if needed else None
+
+    def _training_loss(self, taught, learnt, y, sample_weight, count):
+        """Everything is a mean over this replica's examples, divided by the number of replicas."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        share, parts = 0., []
+        if self.loss is not None:
+            require(y is not None, "the compiled loss needs labels", y=y,
+                    do="Pass them to `fit`, or compile without a loss to learn from the teacher alone.")
+            task = tf.cast(task_loss(self, y, learnt.outputs, sample_weight), self.variable_dtype)
+            self._student_loss.update_state(task * replicas, sample_weight=count)
+            share = self.student_weight
+            parts.append(share * task)
+        if taught is not None:
+            terms = [weight * tf.cast(term(taught, learnt, y, sample_weight), self.variable_dtype)
+                     for term, weight in zip(self._hidden.terms, self._hidden.weights, strict=True)]
+            distillation = tf.add_n(terms)
+            self._distillation_loss.update_state(distillation, sample_weight=count)
+            parts.append((1 - share) * distillation / replicas)
+        parts += [tf.cast(tf.reduce_sum(penalty), self.variable_dtype) / replicas for penalty in self.losses]
+        loss = tf.add_n(parts)
+        loss_tracker(self).update_state(loss * replicas, sample_weight=count)
+        return loss
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {"teacher": serialize(self.teacher), "student": serialize(self.student),
+                "losses": [serialize(loss) for loss in self._hidden.losses], "weights": self._hidden.weights,
+                "student_weight": self.student_weight, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(deserialize(config["teacher"]), deserialize(config["student"]),
+                   [deserialize(loss) for loss in config["losses"]], weights=config["weights"],
+                   student_weight=config["student_weight"], name=config["name"])
+
+
+class _Finite(keras.callbacks.Callback):
+    """Stops a run whose loss is not a number, and says which part was lost."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        parts = {name: float(value) for name, value in (logs or {}).items() if name.endswith("loss")}
+        require(math.isfinite(parts.get("loss", 0.)), f"the loss must stay finite, and it did not in epoch {epoch + 1}",
+                error=FloatingPointError, **parts,
+                do="Lower the learning rate, or look for infinite values in the data and the teacher's answers.")
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _require_losses(losses, weights):
+    require(losses, "`losses` must hold at least one distillation loss", losses=losses, do="Pass distill.Logits().")
+    for loss in losses:
+        require(isinstance(loss, keras.distillation.DistillationLoss), "`losses` must be distillation losses",
+                loss=loss, do="Pass distill.Logits(), or a subclass of keras.distillation.DistillationLoss.",
+                error=TypeError)
+    require(len(weights) == len(losses), "`weights` must hold one number for each loss", weights=weights,
+            losses=len(losses))
+    for weight in weights:
+        require_number("weights", weight, low=0)
+    require(any(weights), "one of the `weights` must be > 0", weights=weights,
+            do="Pass student_weight=1 to train without the teacher.")
+
+
+def _inputs_of(teacher, student):
+    """Tensors like those of a batch, from whichever model is a graph."""
+    inputs = [graph_of(model).input for model in (student, teacher) if graph_of(model) is not None]
+    shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
+    require(len(shapes) < 2 or _fit(*shapes), "teacher and student must take the same inputs",
+            student=shapes[:1], teacher=shapes[1:])
+    if inputs:
+        return inputs[0]
+    shape = student.get_build_config() or teacher.get_build_config() or {}
+    require("input_shape" in shape, "one of teacher and student must tell the shape of its input",
+            teacher=_models.describe(teacher), student=_models.describe(student),
+            do="Build one with keras.Model(inputs, outputs), or with build(input_shape).")
+    return keras.KerasTensor(shape["input_shape"])
+
+
+def _fit(shapes, others):
+    return len(shapes) == len(others) and all(
+        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
+        for a, b in zip(shapes, others, strict=True))
+
+
+def _length(x):
+    return tf.shape(keras.tree.flatten(x)[0])[0]

@@ -1,0 +1,150 @@
+"""What a model answers with: logits, or probabilities whose logits stand one operation earlier in the graph."""
+
+import functools
+import inspect
+import typing
+
+from .. import _models
+from .._check import require
+from .._keras import graph_of, keras, tf
+from ._formulas import log_probability
+
+_PROBABILITY = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+_THROUGH = {"Identity", "Cast", "StopGradient", "PreventGradient", "EnsureShape", "CheckNumerics",
+            "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"}
+_RESHAPE = {"Reshape", "Squeeze", "ExpandDims", "Transpose", "Mean"}
+_AFFINE = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv1D", "Conv2D", "Conv3D",
+           "DepthwiseConv2dNative", "Conv2DBackpropInputV2", "Conv2DBackpropInput", "LogSoftmax"}
+_SHIFT_OR_SCALE = {"BiasAdd", "AddV2", "Add", "Sub", "Mul", "RealDiv", "AddN"}
+
+
+def run(model, x, training):
+    """Calls `model`, also one whose `call` has no `training` argument."""
+    if "training" in inspect.signature(model.call).parameters:
+        return model(x, training=training)
+    return model(x)
+
+
+def trace(tensor):
+    """(kind, logits or None, last operation) of a tensor in a graph.
+
+    kind is "logits", "softmax" or "sigmoid"; None for outputs that are none of them for sure: logits come from an
+    affine layer, shifted or scaled by parameters alone; a sum of probabilities is neither.
+    """
+    op = tensor.op
+    if op.type in _PROBABILITY:
+        return _PROBABILITY[op.type], op.inputs[0], op.type
+    if op.type in _AFFINE:
+        return "logits", tensor, op.type
+    if op.type in _THROUGH:
+        kind, logits, last = trace(op.inputs[0])
+        return kind, tensor if kind == "logits" else logits, last
+    if op.type in _RESHAPE:
+        kind, _, last = trace(op.inputs[0])
+        return (kind, tensor, last) if kind == "logits" else (None, None, f"{op.type} of {last}")
+    if op.type in _SHIFT_OR_SCALE:
+        found = [trace(operand) for operand in op.inputs if not _is_parameter(operand)]
+        several = op.type in ("Mul", "RealDiv") and len(found) > 1
+        if found and not several and all(kind == "logits" for kind, _, _ in found):
+            return "logits", tensor, op.type
+    return None, None, op.type
+
+
+def _is_parameter(tensor):
+    op = tensor.op
+    if op.type in ("ReadVariableOp", "Const"):
+        return True
+    return op.type in _THROUGH | _RESHAPE and _is_parameter(op.inputs[0])
+
+
+def inspect_outputs(model, inputs):
+    """[(path, shape, dtype, kind, last operation)] of a model's outputs, from one trace that leaves nothing behind."""
+    found = []
+
+    def look(x):
+        for path, output in keras.tree.flatten_with_path(run(model, x, False)):
+            kind, _, last = trace(output)
+            found.append((path, tuple(output.shape), output.dtype.name, kind, last))
+
+    with keras.StatelessScope():
+        tf.function(look, autograph=False).get_concrete_function(
+            keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs))
+    return found
+
+
+def logits_of(outputs, kind):
+    """The logits behind `outputs` of a known kind: the tensor before the activation, else a safe logarithm."""
+    if kind == "logits":
+        return outputs
+    before = getattr(outputs, "_keras_logits", None)
+    if before is None and not tf.executing_eagerly():
+        before = trace(outputs)[1]
+    return log_probability(outputs, kind) if before is None else before
+
+
+class Answer(typing.NamedTuple):
+    """One output of a model: where it stands, and of what kind it is."""
+
+    path: tuple
+    shape: tuple
+    dtype: str
+    kind: str | None
+    last: str
+
+
+class Result(typing.NamedTuple):
+    """What one side said to one batch."""
+
+    outputs: object
+    features: dict
+
+    def at(self, path):
+        return functools.reduce(lambda outputs, key: outputs[key], path, self.outputs)
+
+
+class Side:
+    """The teacher or the student, as the losses see it: its answers, and layers they can tap.
+
+    Args:
+      model: a built model.
+      role: "teacher" or "student", for the sentences.
+      inputs: tensors like those of a batch, nested as the model takes them.
+    """
+
+    def __init__(self, model, role, inputs):
+        self.model, self.role, self._inputs = model, role, inputs
+        self._taps = {}
+        self._view = None
+
+    @functools.cached_property
+    def answers(self):
+        return [Answer(*found) for found in inspect_outputs(self.model, self._inputs)]
+
+    def answer(self, output):
+        """The output a loss asks for by its key or index; None stands for the only one."""
+        found = [answer for answer in self.answers if answer.path == (() if output is None else (output,))]
+        require(found, "`output` must be the key or the index of one output of the model", output=output,
+                **{self.role: _models.describe(self.model)},
+                do=f"Choose one of {[path[0] if path else None for path, *_ in self.answers]}, one loss for each.")
+        return found[0]
+
+    def tap(self, layer):
+        """Makes the output of a layer part of each `Result`; returns its shape."""
+        graph = graph_of(self.model)
+        require(graph is not None, "a layer can be tapped in a functional or Sequential model only", layer=layer,
+                **{self.role: _models.describe(self.model)}, do="Use a loss of the answers, such as Logits.")
+        names = [found.name for found in self.model.layers]
+        require(layer in names, f"the {self.role} must have a layer of this name", layer=layer,
+                do=f"Its layers are {', '.join(names)}.")
+        try:
+            self._taps[layer] = self.model.get_layer(layer).output
+            self._view = keras.Model(graph.input, {"outputs": graph.output, "features": self._taps})
+        except (AttributeError, ValueError):
+            require(False, f"a tapped layer of the {self.role} must be used once, and in this model alone", layer=layer,
+                    do="Name another layer, or put an Identity layer behind the use that is meant.")
+        return tuple(self._taps[layer].shape)
+
+    def __call__(self, x, training):
+        if self._view is None:
+            return Result(run(self.model, x, training), {})
+        return Result(**self._view(x, training=training))
