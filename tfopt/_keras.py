@@ -5,9 +5,11 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     keras.src.models.functional.Functional      3.12 - 3.15     the class of graph models; Keras exports no name for it
     Sequential._functional                      3.12 - 3.15     the graph behind a built Sequential model
     Functional._inputs_struct                   3.12 - 3.15     the graph's inputs, nested as the user nested them
+    Layer._get_own_losses                       3.12 - 3.15     what a layer adds to the loss, asked for also when nested
     Functional._run_through_graph               3.12 - 3.15     replays the graph with another function per operation
     KerasTensor._keras_history                  3.15            the operation and node a graph's tensor comes from
     Operation._inbound_nodes, Node.input_tensors 3.15           the tensors that went into one use of an operation
+    Operation._outbound_nodes                   3.15            where its outputs are used
     Functional._nodes_by_depth, Node.arguments  3.12 - 3.15     each use of an operation, with what it was called with
     KerasTensor._keras_mask                     3.12 - 3.15     the mask that goes with a tensor
     Layer._flatten_layers                       3.12 - 3.15     the layers inside a layer
@@ -15,12 +17,14 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Trainer._compile_loss, _compile_metrics     3.12 - 3.15     what `compile` made of the loss and the metrics, or None
     Trainer._loss_tracker                       3.12 - 3.15     the mean behind the log "loss"
     Optimizer._learning_rate                    3.15            its schedule, variable or callable itself
+    serialization_lib.SafeModeScope             3.12 - 3.15     lets the lambdas of a live layer be made again
     keras.src.backend.common.global_state       3.15            holds the generator behind seed=None
     tensorflow.python.eager.context             TF 2.21       holds the counter that seeds eager operations
     tensorflow.python.ops.stateful_random_ops   TF 2.21       holds tf.random's global generator, if there is one
 """
 
 import contextlib
+import copy
 import functools
 import os
 import random
@@ -44,6 +48,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
+from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.ops import stateful_random_ops  # noqa: E402
 
@@ -53,9 +58,9 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "keras", "loss_tracker",
+__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "keras", "loss_tracker",
            "parts_of", "producer", "replay", "same_randomness", "schedule_of", "serializable", "task_loss",
-           "tf", "uses"]
+           "tf", "trusting", "uses"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -70,7 +75,15 @@ def graph_of(model):
 def fresh_inputs(graph, shape=lambda x: x.shape):
     """New keras.Inputs like those of `graph` (see `graph_of`), in the same nesting; `shape(input)` with the batch."""
     return keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=shape(x), dtype=x.dtype, sparse=x.sparse, name=x.name), graph._inputs_struct)
+        lambda x: keras.Input(batch_shape=shape(x), dtype=x.dtype, sparse=x.sparse, name=producer(x)[0].name),
+        graph._inputs_struct)
+
+
+def fresh_operation(op):
+    """The same operation (one without state, not a layer), in no graph yet."""
+    new = copy.copy(op)
+    new._inbound_nodes, new._outbound_nodes = [], []
+    return new
 
 
 def task_loss(model, y, y_pred, sample_weight):
@@ -117,9 +130,10 @@ def uses(graph):
         if needed.isdisjoint(map(id, node.outputs)):
             continue
         masks = {id(getattr(x, "_keras_mask", None)) for x in node.arguments.keras_tensors}
-        kwargs = {key: value for key, value in node.arguments.kwargs.items() if not (
-            key == "training" and isinstance(node.operation, keras.layers.Layer)
-            or key.endswith("mask") and all(x is None or id(x) in masks for x in keras.tree.flatten(value)))}
+        given = node.arguments.kwargs.items()
+        kwargs = {key: value for key, value in given if not (
+            isinstance(node.operation, keras.layers.Layer) and (key == "training" or (
+                key.endswith("mask") and all(x is None or id(x) in masks for x in keras.tree.flatten(value)))))}
         needed.update(map(id, keras.tree.flatten((node.arguments.args, kwargs))))
         found.append((node.operation, node.arguments.args, kwargs, node.outputs))
     return found[::-1]
@@ -135,6 +149,11 @@ def call_losses(layer):
     losses = [loss for part in parts_of(layer) for loss in part._get_own_losses()]
     layer._clear_losses()
     return losses
+
+
+def trusting():
+    """A context in which configs may hold Python lambdas: for those just taken from live layers."""
+    return SafeModeScope(False)
 
 
 def schedule_of(optimizer):
@@ -163,3 +182,17 @@ def same_randomness():
         stateful_random_ops.global_generator = tf_generator
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+class ModelWithOwnLosses(keras.Model):
+    """A model whose `own_losses()` join the loss whenever it is computed, nested in another model or not.
+
+    `add_loss` would not do for a model whose call waits for the other replicas, as pruning's does: it keeps the tensors
+    of all replicas in one list, and the later ones would count the losses of the earlier ones as their own.
+    """
+
+    def own_losses(self):
+        return []
+
+    def _get_own_losses(self):
+        return [*super()._get_own_losses(), *self.own_losses()]

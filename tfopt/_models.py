@@ -1,9 +1,13 @@
 """What a model is made of: is it built, which layers does `where` choose, and a copy that owes the original nothing."""
 
 import contextlib
+import functools
+import math
+
+import pandas as pd
 
 from ._check import require
-from ._keras import fresh_inputs, graph_of, keras, replay, tf
+from ._keras import fresh_inputs, fresh_operation, graph_of, keras, replay, tf, trusting
 
 
 def describe(model):
@@ -91,6 +95,25 @@ def select(model, where, caller, *, able=None, what="layer"):
     return chosen
 
 
+def plan(model, chosen, sizes, why):
+    """The table behind every `plan`: one row a layer with weights.
+
+    Args:
+      model: a built graph model.
+      chosen: paths of the layers that would be done.
+      sizes: {path: shapes of the weights that can be treated}.
+      why: `(path, layer) -> reason` for the layers that are skipped.
+
+    Returns:
+      pandas.DataFrame with `layer`, `class`, `weights` (how many numbers), `status` ("done" or "skipped"), `why`.
+    """
+    return pd.DataFrame([
+        {"layer": path, "class": type(layer).__name__,
+         "weights": sum(math.prod(shape) for shape in sizes.get(path, ())),
+         "status": "done" if path in chosen else "skipped", "why": "" if path in chosen else why(path, layer)}
+        for path, layer in layers(model).items() if layer.weights])
+
+
 def scope_of(model):
     """A context in which new variables belong to the strategy the model was made in."""
     strategy = model.distribute_strategy
@@ -99,7 +122,13 @@ def scope_of(model):
     return strategy.scope()
 
 
-def copy(model, *, change=None, call=None):
+def from_config(layer):
+    """A new layer with the config of `layer`, not yet built."""
+    safe = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}      # its function is here already
+    return type(layer).from_config(layer.get_config(), **safe)
+
+
+def copy(model, *, change=None, call=None, shape=lambda x: x.shape, value=lambda variable: variable):
     """A new, uncompiled model of the same structure, weights, names, flags and random states.
 
     Args:
@@ -108,19 +137,22 @@ def copy(model, *, change=None, call=None):
         A changed layer takes the variables of the old one where there are as many.
       call: `(new layer, *args, **kwargs) -> outputs`, called for every use of a new leaf layer in place of the layer
         itself: here other layers can be put before or behind it. A Sequential then comes back as a Functional.
+      shape: `input -> shape with the batch`, called for each input of the model and of the models nested in it.
+      value: `variable of the model -> what its copy starts from`.
     """
-    pairs = {}
+    pairs, fresh = {}, functools.cache(fresh_operation)
 
     def clone(op):
         if not isinstance(op, keras.layers.Layer):
-            return op                                      # operations hold no state
+            return fresh(op)
         if id(op) not in pairs:
             new = clone_graph(op) if graph_of(op) is not None else change(op) if change else None
-            pairs[id(op)] = op, new or type(op).from_config(op.get_config())
+            with trusting():
+                pairs[id(op)] = op, new or from_config(op)
         return pairs[id(op)][1]
 
     def clone_graph(owner):
-        inputs = fresh_inputs(graph_of(owner))
+        inputs = fresh_inputs(graph_of(owner), shape)
         if isinstance(owner, keras.Sequential) and call is None:
             return keras.Sequential([inputs, *map(clone, owner.layers)], name=owner.name)
         return keras.Model(inputs, replay(graph_of(owner), inputs, clone, call), name=owner.name)
@@ -133,7 +165,9 @@ def copy(model, *, change=None, call=None):
     for old, new in pairs.values():
         if graph_of(old) is None and len(old.variables) == len(new.variables):
             for source, target in zip(old.variables, new.variables, strict=True):
-                target.assign(source)
+                target.assign(value(source))
+            if isinstance(new, keras.layers.Normalization):
+                new.finalize_state()                       # what it computes with is derived from its variables
     return pairs[id(model)][1]
 
 

@@ -1,45 +1,87 @@
 """Does the twin compute what the original computes?"""
 
+import inspect
+
 import numpy as np
 
 from .._check import require
 from .._keras import keras, tf
+from .build import run
 
 _ROWS, _SIDE, _STEPS = 2, 96, 8      # rows of the batch; what stands for an open size of images, and of sequences
 _BOUNDED = {"Embedding": "input_dim", "ReversibleEmbedding": "input_dim", "CategoryEncoding": "num_tokens"}
+_WORDS = ("", "a", "the cat")
 
 
-def require_equal(model, graph, twin, twins, caller, dtype=None):
+def require_equal(model, graph, twin, build):
     """Refuses unless `twin` and `model` give the same outputs for a random batch."""
-    batch, expected = _batch_and_outputs(model, graph, twins)
-    got = twin(batch, training=False)
-    if all(_close(a, b, _tolerance(twin, dtype)) for a, b in zip(
-            keras.tree.flatten(expected), keras.tree.flatten(got), strict=True)):
+    batch, expected = _run_on_random(model, graph, build)
+    tolerance = 0.1 if build.dtype or any("16" in str(layer.compute_dtype) for layer in twin.layers) else 1e-4
+    if _close(expected, twin(batch, training=False), tolerance):
         return
-    require(False, f"{caller}: the tf_keras twin differs from the model")
+    name, kind, gap = _first_difference(graph, batch, build, tolerance)
+    require(False, f"{build.caller} needs a tf_keras twin that computes the same, and that of the layer {name} "
+                   f"({kind}) does not", difference=gap, do="Replace this layer, or leave it out of the model.")
 
 
-def _batch_and_outputs(model, graph, twins):
-    limit = min([getattr(op, _BOUNDED[type(op).__name__]) for op, _ in twins.values()
+def _run_on_random(model, graph, build):
+    """A batch the model accepts, and its outputs: finite ones if any of the batches gives them."""
+    limit = min([getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.twins.values()
                  if type(op).__name__ in _BOUNDED], default=2)
-    rng = np.random.default_rng(0)
-    batch = keras.tree.map_structure(lambda x: _values(x, rng, limit), graph.input)
-    return batch, model(batch, training=False)
+    problem, candidate = None, None
+    for kind in ("normal", "uniform", "whole"):
+        rng = np.random.default_rng(0)
+        batch = keras.tree.map_structure(lambda x, rng=rng, kind=kind: _values(x, rng, limit, kind), graph.input)
+        try:
+            outputs = model(batch, training=False)
+        except (ValueError, tf.errors.OpError) as reason:
+            problem = reason
+            continue
+        candidate = candidate or (batch, outputs)
+        if all(np.isfinite(x).all() for x in _arrays(outputs)):
+            return batch, outputs
+    require(candidate, f"{build.caller} needs a model that runs on random inputs, to compare its twin with",
+            reason=str(problem).strip().split("\n")[0])
+    return candidate
 
 
-def _values(x, rng, limit):
+def _values(x, rng, limit, kind):
     side = _SIDE if len(x.shape) > 3 else _STEPS
     shape = [_ROWS if axis == 0 and size is None else size or side for axis, size in enumerate(x.shape)]
-    if "float" in x.dtype:
-        return tf.cast(rng.normal(size=shape), x.dtype)
-    return tf.cast(rng.integers(limit, size=shape), x.dtype)
+    if x.dtype == "string":
+        return tf.constant(rng.choice(_WORDS, size=shape).tolist(), shape=shape)
+    whole = "float" not in x.dtype or kind == "whole"
+    return tf.cast(rng.integers(limit, size=shape) if whole else getattr(rng, kind)(size=shape), x.dtype)
 
 
-def _tolerance(twin, dtype):
-    return 0.1 if dtype or any("16" in str(layer.compute_dtype) for layer in twin.layers) else 1e-4
+def _first_difference(graph, batch, build, tolerance):
+    """Runs each layer beside its twin on the same values: (name, class, largest difference) where they part."""
+    found = []
+
+    def use(op, given, symbols, prefix):
+        layer = isinstance(op, keras.layers.Layer)
+        training = {"training": False} if layer and "training" in inspect.signature(op.call).parameters else {}
+        outputs = op(*given[0], **given[1], **training)
+        twin_outputs = build.use(op, given, symbols, prefix)
+        if not found and not _close(outputs, twin_outputs, tolerance):
+            gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
+                       if a.shape == b.shape), default=np.nan)
+            found.append((f"{prefix}{op.name}", type(op).__name__, float(gap)))
+        return outputs
+
+    run(graph, batch, use)
+    return found[0] if found else (graph.name, "the layers one by one do, the whole", float("nan"))
 
 
-def _close(a, b, tolerance):
-    a, b = (np.asarray(keras.ops.convert_to_numpy(x), "float64") for x in (a, b))
-    scale = max(1.0, np.abs(a[np.isfinite(a)]).max(initial=0))
-    return np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
+def _arrays(outputs):
+    return [np.asarray(keras.ops.convert_to_numpy(x), "float64") for x in keras.tree.flatten(outputs)
+            if x.dtype != "string"]
+
+
+def _close(expected, got, tolerance):
+    """Equal within `tolerance` of the largest value; NaN and infinity where the other has them."""
+    for a, b in zip(_arrays(expected), _arrays(got), strict=True):
+        scale = max(1.0, np.abs(a[np.isfinite(a)]).max(initial=0))
+        if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True):
+            return False
+    return True

@@ -2,26 +2,27 @@
 
 import inspect
 
+import numpy as np
 import tf_keras
 
-from .._keras import keras
+from .._keras import keras, tf
 from .embed import dump, load
 
 _SAME = {"Add", "Attention", "Average", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
-         "BatchNormalization", "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D",
+         "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D",
          "Conv3DTranspose", "Cropping1D", "Cropping2D", "Cropping3D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D",
-         "Dot", "Dropout", "ELU", "EinsumDense", "Embedding", "Flatten", "GRU", "GaussianDropout", "GaussianNoise",
+         "Dot", "Dropout", "ELU", "EinsumDense", "Embedding", "Flatten", "GaussianDropout", "GaussianNoise",
          "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
-         "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GroupNormalization", "Identity", "LSTM", "LayerNormalization",
+         "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GroupNormalization", "Identity", "LayerNormalization",
          "LeakyReLU", "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum",
          "MultiHeadAttention", "Multiply", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape",
-         "SeparableConv1D", "SeparableConv2D", "SimpleRNN", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
-         "SpatialDropout3D", "Subtract", "UnitNormalization", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+         "SeparableConv1D", "SeparableConv2D", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
+         "SpatialDropout3D", "Subtract", "UnitNormalization", "UpSampling1D", "UpSampling3D",
          "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"}
 _ACTIVATIONS = {"elu", "exponential", "gelu", "linear", "relu", "selu", "sigmoid", "softmax", "softplus", "softsign",
                 "tanh"}
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
-_NO_MATTER = {"seed", "use_cudnn", "build_config", "quantization_config"}    # of no consequence for what is computed
+_NO_MATTER = {"seed", "use_cudnn", "flash_attention"}       # of no consequence for what is computed
 _BASE = {"name", "dtype", "trainable", "activity_regularizer", "zero_output_for_mask"}
 
 
@@ -32,7 +33,7 @@ class _Carried:
         self.carried, self.inner = carried, load(carried)
 
     def __call__(self, x):
-        return self.inner(x)
+        return self.inner(tf.convert_to_tensor(x))
 
     def get_config(self):
         return {"carried": self.carried}
@@ -61,15 +62,44 @@ class CarriedConstraint(_Carried, tf_keras.constraints.Constraint):
     """A Keras 3 constraint."""
 
 
-def twin(layer, name, dtype=None):
-    """The tf_keras layer that computes what `layer` computes, without its weights; None if there is none."""
+def layer_twin(layer, name, dtype=None, masked=False):
+    """The tf_keras layer that computes what `layer` computes, without its weights; None if there is none.
+
+    Args:
+      layer: a Keras 3 layer.
+      name: of the twin.
+      dtype: name of its dtype policy in place of the layer's own.
+      masked: its inputs carry masks.
+    """
     kind = type(layer).__name__
-    if type(layer) is not getattr(keras.layers, kind, None) or "float" not in layer.dtype_policy.name:
+    if (type(layer) is not getattr(keras.layers, kind, None) or "float" not in layer.dtype_policy.name
+            or layer.quantization_mode is not None or getattr(layer, "data_format", None) == "channels_first"):
         return None
     base = {"name": name, "dtype": dtype or layer.dtype_policy.name, "trainable": layer.trainable}
     if kind in _SPECIAL:
-        return _SPECIAL[kind](layer, base)
+        return _SPECIAL[kind](layer, base, masked)
     return _same(layer, base) if kind in _SAME else None
+
+
+def operation_twin(op, args, kwargs, name, dtype=None):
+    """The tf_keras layer for `keras.ops` that are layers by another name; None if there is none.
+
+    Only for floating tensors of one dtype and, where two meet, of one shape: the layers broadcast otherwise.
+    """
+    tensors = keras.tree.flatten((args, kwargs))
+    if not all(isinstance(x, keras.KerasTensor) and "float" in x.dtype for x in tensors) or (
+            len({x.dtype for x in tensors}) > 1 or not type(op).__module__.startswith("keras.")):
+        return None
+    base, kind = {"name": name, "dtype": dtype or tensors[0].dtype}, type(op).__name__
+    if kind == "Concatenate":
+        return tf_keras.layers.Concatenate(axis=op.axis, **base)
+    if kind in ("Add", "Maximum", "Minimum", "Multiply", "Subtract") and len({x.shape for x in tensors}) == 1:
+        return getattr(tf_keras.layers, kind)(**base)
+    if kind == "Relu":
+        return tf_keras.layers.ReLU(**base)
+    if kind in ("Sigmoid", "Tanh"):
+        return tf_keras.layers.Activation(kind.lower(), **base)
+    return None
 
 
 def _same(layer, base):
@@ -81,7 +111,7 @@ def _same(layer, base):
         key = _RENAMED.get(kind, {}).get(key, key)
         if key in known:
             config[key] = _value(layer, key, value)
-        elif key not in _NO_MATTER and value != usual.get(key, value):
+        elif key not in _NO_MATTER and value not in (usual.get(key, value), "channels_last"):
             return None                              # asks for what the twin cannot do
     return cls(**{**config, **base})
 
@@ -113,29 +143,48 @@ def activation(function):
     return CarriedActivation(dump(function))
 
 
-def _activation_layer(layer, base):
+def _activation_layer(layer, base, masked):
     function = activation(layer.activation)
     return tf_keras.layers.Activation(function, **base) if isinstance(function, str) else None
 
 
-def _upsampling(layer, base):
+def _batch_normalization(layer, base, masked):
+    rank = layer.input_spec.ndim
+    usual = layer.axis in (-1, rank - 1) and not (masked and rank > 3)       # what the fused kernel can do
+    return _same(layer, base) if usual else None
+
+
+def _recurrent(layer, base, masked):
+    return None if layer.stateful else _same(layer, base)
+
+
+def _normalization(layer, base, masked):
+    """Adapted statistics become constants: they are derived state, which assigning weights would not renew."""
+    mean, variance = (layer.input_mean, layer.input_variance) if layer.input_mean is not None else (
+        layer.adapt_mean, layer.adapt_variance)
+    return tf_keras.layers.Normalization(axis=layer.axis, invert=layer.invert, mean=np.asarray(mean).tolist(),
+                                         variance=np.asarray(variance).tolist(), **base)
+
+
+def _upsampling(layer, base, masked):
     return _same(layer, base) if layer.interpolation == "nearest" else None
 
 
-def _wrapper(layer, base):
-    inner = twin(layer.layer, layer.layer.name, base["dtype"])
+def _time_distributed(layer, base, masked):
+    inner = layer_twin(layer.layer, layer.layer.name, base["dtype"])
     return inner and tf_keras.layers.TimeDistributed(inner, **base)
 
 
-def _bidirectional(layer, base):
-    halves = [twin(half, half.name, base["dtype"]) for half in (layer.forward_layer, layer.backward_layer)]
+def _bidirectional(layer, base, masked):
+    halves = [layer_twin(half, half.name, base["dtype"]) for half in (layer.forward_layer, layer.backward_layer)]
     if None in halves:
         return None
     return tf_keras.layers.Bidirectional(halves[0], merge_mode=layer.merge_mode, backward_layer=halves[1], **base)
 
 
-_SPECIAL = {"Activation": _activation_layer, "UpSampling2D": _upsampling, "TimeDistributed": _wrapper,
-            "Bidirectional": _bidirectional}
+_SPECIAL = {"Activation": _activation_layer, "BatchNormalization": _batch_normalization,
+            "Bidirectional": _bidirectional, "GRU": _recurrent, "LSTM": _recurrent, "Normalization": _normalization,
+            "SimpleRNN": _recurrent, "TimeDistributed": _time_distributed, "UpSampling2D": _upsampling}
 
 
 def _arguments(cls):

@@ -1,0 +1,127 @@
+"""Walks a Keras 3 graph and makes the tf_keras twin of each layer and operation in it."""
+
+import re
+import zlib
+
+import tf_keras
+
+from .. import _models
+from .._check import require
+from .._keras import graph_of, keras, producer, uses
+from . import translate
+from .embed import Embedded
+
+
+def legacy_name(path):
+    """The name of the tf_keras layer for the Keras 3 layer at `path`, e.g. `outer.inner` for `outer/inner`.
+
+    A name that TensorFlow would not take as a scope is spelled otherwise and marked with a checksum of its own.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][\w-]*(/[\w-]+)*", path, re.ASCII):
+        return path.replace("/", ".")
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', path).strip('_') or 'layer'}.{zlib.crc32(path.encode()):08x}"
+
+
+def is_embedded(layer):
+    """Whether a layer of a twin carries its original as a black box."""
+    return isinstance(layer, Embedded)
+
+
+def run(graph, inputs, use):
+    """Runs `inputs` through `graph` and the graphs in it: `use(op, given, symbols, prefix) -> outputs` at each step.
+
+    `given` is `(args, kwargs)` of the operation, `symbols` the same with the KerasTensors of the graph.
+    """
+
+    def visit(graph, inputs, prefix):
+        values = dict(zip(map(id, graph.inputs), inputs, strict=True))
+        for op, args, kwargs, outputs in uses(graph):
+            given = keras.tree.map_structure(lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x,
+                                             (args, kwargs))
+            if graph_of(op) is not None:
+                result = visit(graph_of(op), enter(op, given, (args, kwargs), prefix), f"{prefix}{op.name}/")
+            else:
+                result = use(op, given, (args, kwargs), prefix)
+            values.update(zip(map(id, outputs), keras.tree.flatten(result), strict=True))
+        return keras.tree.map_structure(lambda x: values[id(x)], graph.output)
+
+    def enter(op, given, symbols, prefix):
+        """The inputs of a nested graph, in the dtypes it declares."""
+        given, symbols, wanted = keras.tree.flatten(given), keras.tree.flatten(symbols), graph_of(op).inputs
+        require(len(given) == len(wanted), "a nested model must be called with its inputs alone", model=op.name,
+                do="Let the masks of its inputs come from Masking or Embedding layers.")
+        for x, symbol, want in zip(given, symbols, wanted, strict=True):
+            if symbol.dtype == want.dtype or ("float" in symbol.dtype and "float" in want.dtype):
+                yield x
+            else:
+                cast = producer(keras.ops.cast(symbol, want.dtype))[0]
+                yield use(cast, ((x,), {}), ((symbol,), {}), f"{prefix}{op.name}/")
+
+    return visit(graph, keras.tree.flatten(inputs), "")
+
+
+class Builder:
+    """Makes the twin of each layer and operation of a model at its first use."""
+
+    def __init__(self, model, caller, dtype):
+        self.caller, self.dtype = caller, dtype
+        self.names = {id(layer): legacy_name(path) for path, layer in _models.layers(model).items()}
+        self.taken = set(self.names.values())
+        self.twins = {}                                     # id of a layer or operation -> (it, its twin)
+
+    def input(self, x):
+        """The tf_keras input for an input of the graph."""
+        layer = producer(x)[0]
+        require(not (x.sparse or x.ragged), f"{self.caller} needs dense inputs", input=x.name)
+        return tf_keras.Input(batch_shape=x.shape, dtype=x.dtype,
+                              name=self.names.get(id(layer)) or legacy_name(layer.name))
+
+    def use(self, op, given, symbols, prefix):
+        """Calls the twin of `op` as `op` is called."""
+        tensors = [x for x, symbol in zip(*map(keras.tree.flatten, (given, symbols)), strict=True)
+                   if isinstance(symbol, keras.KerasTensor)]
+        if id(op) not in self.twins:
+            self.twins[id(op)] = op, self._make(op, tensors, symbols, prefix)
+        twin = self.twins[id(op)][1]
+        require(not is_embedded(twin) or twin.fits(*symbols),
+                f"{self.caller} needs a layer that is carried as it is to be called with the same constants everywhere",
+                layer=op.name, do="Use a layer for each kind of call.")
+        if is_embedded(twin) or not isinstance(op, keras.layers.Layer):
+            return twin(tensors[0] if len(tensors) == 1 else tensors)
+        return twin(*given[0], **given[1])
+
+    def _make(self, op, tensors, symbols, prefix):
+        name = self._name(op, prefix)
+        masked = any(getattr(x, "_keras_mask", None) is not None for x in tensors)
+        if isinstance(op, keras.layers.Layer):
+            twin = translate.layer_twin(op, name, self.dtype, masked)
+        else:
+            twin = None if masked else translate.operation_twin(op, *symbols, name, self.dtype)
+        try:
+            return twin or Embedded.of(op, *symbols, name=name, dtype=self.dtype)
+        except (NotImplementedError, TypeError, ValueError) as reason:
+            problem = reason
+        require(False, f"{self.caller} carries the layer {op.name} ({type(op).__name__}) as it is, and for that it "
+                       "must be made again from its config", reason=str(problem).strip().split("\n")[0],
+                do="Give its class a get_config() with the arguments of its constructor.")
+
+    def _name(self, op, prefix):
+        """That of a layer is fixed by its path; an operation takes one that is free."""
+        if id(op) in self.names:
+            return self.names[id(op)]
+        name, number = legacy_name(f"{prefix}{op.name}"), 0
+        while name in self.taken:
+            number += 1
+            name = legacy_name(f"{prefix}{op.name}-{number}")
+        self.taken.add(name)
+        return name
+
+    def copy_weights(self):
+        for op, twin in self.twins.values():
+            if not isinstance(op, keras.layers.Layer):
+                continue
+            if is_embedded(twin):
+                for source, target in zip(op.variables, twin.inner.variables, strict=True):
+                    target.assign(source)
+            elif twin.weights:
+                twin.set_weights(op.get_weights())
