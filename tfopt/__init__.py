@@ -10,7 +10,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-__all__ = ["distill", "regularizers", "report", "schedules"]
+__all__ = ["cluster", "distill", "prune", "regularizers", "report", "schedules"]
 
 
 def __getattr__(name):

@@ -21,6 +21,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     keras.src.backend.common.global_state       3.15            holds the generator behind seed=None
     tensorflow.python.eager.context             TF 2.21       holds the counter that seeds eager operations
     tensorflow.python.ops.stateful_random_ops   TF 2.21       holds tf.random's global generator, if there is one
+    tensorflow.python.ops.control_flow_util     TF 2.21       knows whether a graph is being made for XLA
 """
 
 import contextlib

@@ -1,0 +1,185 @@
+"""Pruning equals TFMOT's own flow, reaches what it promises, and refuses what it cannot."""
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+
+from tfopt import prune
+from tfopt._toolkit import tfmot
+
+
+def cnn():
+    return keras.Sequential([
+        keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3, activation="relu", name="conv"), keras.layers.Flatten(),
+        keras.layers.Dense(16, activation="relu", name="hidden"), keras.layers.Dense(4, name="logits")])
+
+
+def digits(rng, n=64):
+    return rng.normal(size=(n, 8, 8, 1)).astype("float32"), rng.integers(0, 4, n)
+
+
+def compile_(model, **options):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, **options)
+    return model
+
+
+def tfmot_flow(model, x, y, schedule, epochs):
+    """The toolkit as its guide has it: a tf_keras model, wrapped whole, with its callback."""
+    twin = tf_keras.Sequential([
+        tf_keras.layers.InputLayer((8, 8, 1)), tf_keras.layers.Conv2D(8, 3, activation="relu"),
+        tf_keras.layers.Flatten(), tf_keras.layers.Dense(16, activation="relu"), tf_keras.layers.Dense(4)])
+    twin.set_weights(model.get_weights())
+    wrapped = tfmot.sparsity.keras.prune_low_magnitude(twin, schedule)
+    wrapped.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9),
+                    tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    wrapped.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0,
+                callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    return tfmot.sparsity.keras.strip_pruning(wrapped).get_weights()
+
+
+@pytest.mark.parametrize(("end", "options"), [
+    (None, {}), (12, {}), (12, {"run_eagerly": True}), (12, {"steps_per_execution": 4}), (12, {"jit_compile": True})])
+def test_equals_tfmots_own_flow(rng, end, options):
+    model, (x, y) = cnn(), digits(rng)
+    schedules = tfmot.sparsity.keras
+    schedule = (schedules.ConstantSparsity(0.6, 2, frequency=2) if end is None
+                else schedules.PolynomialDecay(0.0, 0.6, 2, end, frequency=2))
+    expected = tfmot_flow(model, x, y, schedule, epochs=2)
+    wrapped = compile_(prune.wrap(model, 0.6, begin=2, end=end, every=2), **options)
+    wrapped.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    found = prune.strip(wrapped).get_weights()
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-6)
+        if mine.ndim > 1:
+            np.testing.assert_array_equal(mine == 0, theirs == 0)
+            assert (mine == 0).mean() == pytest.approx(0.6, abs=1 / mine.size)
+
+
+def test_the_smallest_go(rng):
+    """With a zero learning rate the zeros are those of a plain sort."""
+    model, (x, _) = cnn(), digits(rng)
+    wrapped = prune.wrap(model, 0.75, where=["hidden"])
+    wrapped.compile(keras.optimizers.SGD(0.0), "mse")
+    wrapped.fit(x, np.zeros((64, 4)), batch_size=32, verbose=0)
+    kernel, found = model.get_layer("hidden").kernel.numpy(), prune.strip(wrapped).get_layer("hidden").kernel.numpy()
+    kept = np.argsort(-np.abs(kernel).ravel())[: round(kernel.size * 0.25)]
+    expected = np.zeros(kernel.size)
+    expected[kept] = kernel.ravel()[kept]
+    np.testing.assert_array_equal(found.ravel(), expected)
+    np.testing.assert_array_equal(prune.strip(wrapped).get_layer("logits").kernel, model.get_layer("logits").kernel)
+
+
+def test_pattern_two_of_four(rng):
+    model = keras.Sequential([keras.Input((6, 6, 8)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten(),
+                              keras.layers.Dense(4, name="dense")])
+    wrapped = compile_(prune.wrap(model, 0.5, pattern=(2, 4)))
+    wrapped.fit(rng.normal(size=(16, 6, 6, 8)), rng.integers(0, 4, 16), batch_size=8, verbose=0)
+    plain = prune.strip(wrapped)
+    for name in ("conv", "dense"):
+        kernel = plain.get_layer(name).kernel.numpy()
+        groups = np.moveaxis(kernel, -2, -1).reshape(-1, 4)                  # four input channels in a row
+        np.testing.assert_array_equal((groups == 0).sum(axis=1), 2)
+
+
+def test_blocks_go_together(rng):
+    model, (x, y) = cnn(), digits(rng)
+    wrapped = compile_(prune.wrap(model, 0.5, block=(2, 2), where=["hidden", "logits"]))
+    wrapped.fit(x, y, batch_size=32, verbose=0)
+    kernel = prune.strip(wrapped).get_layer("hidden").kernel.numpy()
+    blocks = (kernel == 0).reshape(kernel.shape[0] // 2, 2, kernel.shape[1] // 2, 2).sum(axis=(1, 3))
+    assert set(np.unique(blocks)) == {0, 4}
+    assert (blocks == 4).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_gradual_schedule_follows_its_formula(rng):
+    x, y = digits(rng, 8)
+    wrapped = compile_(prune.wrap(cnn(), 0.8, begin=0, end=10, where="hidden"))
+    for step in range(1, 11):
+        wrapped.fit(x, y, batch_size=8, verbose=0)
+        size = 16 * 288
+        share = 0.8 * (1 - (1 - step / 10) ** 3)
+        assert prune.sparsities(wrapped)["hidden"] == pytest.approx(share, abs=2 / size)
+
+
+def test_a_layer_used_twice_keeps_its_schedule(rng):
+    a, b, shared = keras.Input((8,)), keras.Input((8,)), keras.layers.Dense(32, name="shared")
+    wrapped = prune.wrap(keras.Model([a, b], keras.layers.Dense(1)(shared(a) + shared(b))), 0.5, end=4, where="shared")
+    wrapped.compile("sgd", "mse")
+    data = [rng.normal(size=(8, 8)), rng.normal(size=(8, 8))]
+    seen = []
+    for _ in range(4):
+        wrapped.fit(data, np.ones((8, 1)), verbose=0)
+        seen.append(prune.sparsities(wrapped)["shared"])
+    np.testing.assert_allclose(seen, [0.5 * (1 - (1 - t / 4) ** 3) for t in (1, 2, 3, 4)], atol=0.01)
+
+
+def test_looking_does_not_prune(rng):
+    wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5)), digits(rng)
+    wrapped.evaluate(x, y, verbose=0)
+    wrapped.predict(x, verbose=0)
+    assert set(prune.sparsities(wrapped).values()) == {0.0}
+
+
+def test_strip_does_not_touch_what_it_strips(rng):
+    wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5)), digits(rng)
+    wrapped.fit(x, y, batch_size=32, verbose=0)
+    before = [v.numpy() for v in wrapped.variables]
+    prune.strip(wrapped)
+    for now, then in zip(wrapped.variables, before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_summaries_reach_tensorboard(rng, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5, where="hidden")), digits(rng)
+    wrapped.fit(x, y, epochs=2, verbose=0, callbacks=[prune.Summaries(tmp_path)])
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    import tensorflow as tf
+    values = [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("sparsity/hidden")]
+    assert values == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_xnnpack_chooses_the_pointwise_convolutions():
+    layers = keras.layers
+    x = inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, strides=2, name="stem")(layers.ZeroPadding2D(1)(x))
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Conv2D(8, 1, name="pointwise")(x)
+    x = layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D(keepdims=True)(x)))
+    assert prune.for_xnnpack(keras.Model(inputs, x)) == ["pointwise"]
+
+
+def test_plan_says_done_and_why_not():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
+                              keras.layers.BatchNormalization(name="b"), keras.layers.Dense(2, name="c")])
+    table = prune.plan(model, where="a").set_index("layer")
+    assert table.status.to_dict() == {"a": "done", "b": "skipped", "c": "skipped"}
+    assert table.weights.to_dict() == {"a": 32, "b": 0, "c": 8}
+    assert "no kernel" in table.why["b"]
+    assert "where" in table.why["c"]
+
+
+@pytest.mark.parametrize(("arguments", "rule"), [
+    ({"sparsity": 1.0}, "`sparsity` must be a finite number"), ({"sparsity": float("nan")}, "`sparsity` must be"),
+    ({"begin": -1}, "`begin` must be"), ({"begin": 5, "end": 5}, "`end` must be a whole number > 5"),
+    ({"every": 0}, "`every` must be"), ({"end": 10, "every": 3}, "must be a multiple of `every`"),
+    ({"block": (2, 2)}, "`block` works on 2-D kernels"), ({"block": 2}, "`block` must be two whole numbers"),
+    ({"sparsity": 0.6, "pattern": (2, 4)}, "`sparsity` must be n / m"),
+    ({"pattern": (2, 4)}, "input channels divide by m"),
+    ({"pattern": (2, 4), "end": 4}, "`pattern` is set once"), ({"where": "nowhere"}, "must name layers of the model"),
+    ({"where": lambda layer: False}, "must choose at least one layer TFMOT can prune")])
+def test_wrap_refuses(arguments, rule):
+    arguments = {"sparsity": 0.5, **arguments}
+    with pytest.raises(ValueError, match=rule):
+        prune.wrap(cnn(), arguments.pop("sparsity"), **arguments)
+
+
+def test_too_few_steps_are_told(rng):
+    wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5, end=100)), digits(rng)
+    wrapped.fit(x, y, batch_size=32, verbose=0)
+    with pytest.raises(ValueError, match=r"reached its sparsity of 0\.5\..*steps=2\. Train at least 100"):
+        prune.strip(wrapped)
