@@ -284,6 +284,30 @@ def test_the_models_are_left_as_they_were(rng):
     assert len(model.layers[-1]._inbound_nodes) == 1
 
 
+# ---- LiteRT files
+
+def test_a_lite_model_stands_in_the_same_table(rng):
+    from tfopt import quantize
+
+    model = graph(keras.Input(IMAGE), L.Conv2D(8, 3, activation="relu"), L.Flatten(), L.Dense(3))
+    kernel = model.layers[1].kernel
+    kernel.assign(np.where(rng.random(kernel.shape) < .5, 0, kernel))
+    x, y = rng.normal(size=(40, *IMAGE)).astype("float32"), rng.integers(0, 3, 40)
+    files = {mode: quantize.convert(model, mode, calibration=x if mode == "int8" else None)
+             for mode in ("float32", "int8")}
+    model_row, float_row, int8_row = report.compare({"model": model, **files}, (x, y), runs=2).rows
+    assert float_row.accuracy == model_row.accuracy
+    assert float_row.macs == int8_row.macs == model_row.macs
+    kernels = 27 * 8 + 800 * 3
+    assert float_row.parameters == int8_row.parameters == kernels
+    assert float_row.nonzeros == np.count_nonzero(kernel) + 2400
+    assert int8_row.nonzeros <= float_row.nonzeros
+    assert (float_row.integer_ops, int8_row.integer_ops, model_row.integer_ops) == (0, 1, None)
+    assert float_row.bytes == files["float32"].size > int8_row.bytes > int8_row.gzip
+    assert int8_row.gzip == len(gzip.compress(files["int8"].content, 6))
+    assert int8_row.latency_ms > 0
+
+
 # ---- the table and the pictures
 
 @pytest.fixture(scope="module")

@@ -4,28 +4,30 @@ import contextlib
 import functools
 import operator
 import time
-import zlib
 
 import numpy as np
 
 from .. import _models
 from .._check import require, require_number
 from .._keras import fresh_inputs, graph_of, keras, tf
+from ..quantize import LiteModel
 from . import _macs
+from ._lite import LiteSubject
 from ._score import score
+from ._size import packed_size
 from ._table import Row, Table
 
 BATCH = 256
 WARM_UP = 5
 
 
-def measure(model, data=None, *, name=None, runs=50):
+def measure(model, data=None, *, name=None, runs=100):
     """Measures one model: size, work, speed and, on data, accuracy.
 
     What each column means, and how it is measured, stands under `compare`, which several models should share.
 
     Args:
-      model: a built Keras model.
+      model: a built Keras model or a `quantize.LiteModel`.
       data: `(x, y)` arrays or a tf.data.Dataset of such batches; None leaves the accuracy out.
       name: what the row is called; None for the model's own name.
       runs: timed calls, >= 1.
@@ -45,28 +47,30 @@ def measure(model, data=None, *, name=None, runs=50):
     return _compare({name or getattr(model, "name", "model"): model}, data, "", runs, "report.measure").rows[0]
 
 
-def compare(models, data=None, *, title="", runs=50):
+def compare(models, data=None, *, title="", runs=100):
     """Measures models side by side, in one table.
 
     | column | meaning |
     |---|---|
-    | `parameters` | numbers in `model.weights`, the statistics of normalisation layers included |
+    | `parameters` | numbers in `model.weights`, statistics of normalisation included; of a LiteModel: its kernels |
     | `nonzeros` | those that are not 0 |
     | `macs` | multiply-accumulates for one example: products of matrices, convolutions, recurrences, attention |
-    | `bytes` | the weights' arrays end to end, as they are stored in memory, without a file format |
+    | `bytes` | the weights' arrays end to end, as in memory, without a file format; the whole file of a LiteModel |
     | `gzip` | the same bytes through gzip at its default level, 6 |
-    | `latency_ms` | median milliseconds of one example through the compiled graph; with `_low_`, `_high_` quartiles |
+    | `integer_ops` | share of a LiteModel's operations that compute in integers |
+    | `latency_ms` | median milliseconds for one example; `latency_low_ms`, `latency_high_ms`: quartiles |
     | `accuracy` | share of right answers; `low`, `high`: Wilson's 95% interval |
     | `mae` | mean absolute error, where the labels are no classes; `low`, `high`: its 95% interval (normal) |
     | `examples` | how many the accuracy or error was seen on |
     | `notes` | what could not be measured, and why |
 
-    Timed calls take turns between the models, so that a busy moment hits all of them alike. The models are left as they
-    were, random states included.
+    Timed calls take turns between the models, so that a busy moment hits all of them alike. A Keras model runs as a
+    compiled graph with TensorFlow's threads, a LiteModel in LiteRT with one thread. The models are left as they were,
+    random states included.
 
     Args:
-      models: `{name: model}` of built Keras models, not empty. Functional and Sequential models are measured whole;
-        in a subclassed one the multiply-accumulates cannot be counted, which stands in the notes.
+      models: `{name: model}`, not empty: built Keras models and `quantize.LiteModel`s. Functional and Sequential models
+        are measured whole; in a subclassed one the multiply-accumulates cannot be counted, which stands in the notes.
       data: `(x, y)` arrays or a tf.data.Dataset of such batches, finite and not empty. Labels may be integers (also
         one per position), one-hot, 0/1 for a model with one output (a probability, or a logit if any answer leaves
         0..1), or 0/1 for each of many outputs (then all must be right). Any others are taken as numbers: `mae`.
@@ -101,14 +105,13 @@ def compare(models, data=None, *, title="", runs=50):
 def _compare(models, data, title, runs, caller):
     require(isinstance(models, dict) and models, f"{caller} needs {{name: model}}, not empty", models=models)
     require_number("runs", runs, low=1, integer=True)
-    for model in models.values():
-        _models.require_model(model, caller)
     batches = _batches(data, caller)
     example = _first(batches) if batches else None
-    subjects = {name: Subject(model, name, example, caller) for name, model in models.items()}
+    subjects = {name: LiteSubject(model) if isinstance(model, LiteModel) else Subject(model, name, example, caller)
+                for name, model in models.items()}
     with contextlib.ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(_unchanged(model))
+        for subject in subjects.values():
+            stack.enter_context(subject.unchanged())
         facts = {name: subject.facts() for name, subject in subjects.items()}
         speeds = _latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
         scores = _scores(subjects, batches, caller) if batches else {}
@@ -120,12 +123,11 @@ class Subject:
     """A Keras model that is being measured."""
 
     def __init__(self, model, name, example, caller):
-        self.model, self.name, self.notes = model, name, []
-        weights = [np.asarray(w) for w in model.weights]
-        require(all(np.isfinite(w.astype("float32")).all() for w in weights), f"{caller} needs finite weights",
+        _models.require_model(model, caller)
+        self.model, self.notes, graph = model, [], graph_of(model)
+        self.weights = [np.asarray(w) for w in model.weights]
+        require(all(np.isfinite(w.astype("float32")).all() for w in self.weights), f"{caller} needs finite weights",
                 model=name, do="It diverged: train it again with a smaller learning rate.")
-        self.weights = weights
-        graph = graph_of(model)
         if example is not None and graph is not None:
             _require_fit(graph, example, name, caller)
         self.example = example if example is not None else _zeros(graph)
@@ -157,31 +159,20 @@ class Subject:
         inputs = keras.tree.flatten(keras.tree.map_structure(tf.constant, self.example))
         return lambda: [np.asarray(y) for y in keras.tree.flatten(run(*inputs))]
 
+    @contextlib.contextmanager
+    def unchanged(self):
+        """Puts back what running a model may move: random states and the memory of stateful layers."""
+        weights = {id(w) for w in self.model.weights}
+        states = [(v, np.asarray(v).copy()) for v in self.model.variables if id(v) not in weights]
+        try:
+            yield
+        finally:
+            for variable, value in states:
+                variable.assign(value)
+
     def _compiled(self, batch):
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec([batch, *x.shape[1:]], x.dtype), self.example)
         return tf.function(lambda x: self.model(x, training=False), input_signature=[spec])
-
-
-def packed_size(chunks):
-    """(bytes, gzip bytes) of arrays, or of bytes, laid end to end."""
-    packer = zlib.compressobj(6, wbits=31)
-    raw = packed = 0
-    for chunk in chunks:
-        chunk = bytes(chunk) if isinstance(chunk, bytes) else np.ascontiguousarray(chunk).tobytes()
-        raw, packed = raw + len(chunk), packed + len(packer.compress(chunk))
-    return raw, packed + len(packer.flush())
-
-
-@contextlib.contextmanager
-def _unchanged(model):
-    """Puts back what running a model may move: random states and the memory of stateful layers."""
-    weights = {id(w) for w in model.weights}
-    states = [(v, np.asarray(v).copy()) for v in model.variables if id(v) not in weights]
-    try:
-        yield
-    finally:
-        for variable, value in states:
-            variable.assign(value)
 
 
 def _latency(calls, runs):

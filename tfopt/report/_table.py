@@ -20,6 +20,7 @@ class Row:
     macs: int | None
     bytes: int
     gzip: int
+    integer_ops: float | None = None
     latency_ms: float | None = None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
@@ -120,6 +121,7 @@ COLUMNS = {
     "MACs": lambda row: _short(row.macs) + ("+" if row.macs is not None and row.notes else ""),
     "bytes": lambda row: _short(row.bytes, "B"),
     "gzip": lambda row: _short(row.gzip, "B"),
+    "integer ops": lambda row: "" if row.integer_ops is None else f"{row.integer_ops:.0%}",
     "latency ms": lambda row: _spread(row.latency_ms, row.latency_low_ms, row.latency_high_ms, 2),
     "accuracy %": _percent,
     "mean abs. error": lambda row: _spread(row.mae, row.low, row.high, 3),
