@@ -16,6 +16,8 @@ from .._check import require
 from .._keras import keras, tf
 from . import _file
 
+_MOST = 256                                                # samples that calibrate and check; more change little
+
 
 class LiteModel:
     """A LiteRT (TFLite) file in memory, with the interface of a model: floats in, floats out.
@@ -29,6 +31,7 @@ class LiteModel:
       size: its length in bytes.
       report: what `quantize.convert` saw: mode, samples, max_difference and agreement with the float model, seconds.
       plan: table of what was quantised, what was not, and why. See `quantize.plan`.
+      kernels: {name: array} of the constant kernels as the file stores them; in int8, 0 stands for 0.0.
       ops: table of the operations: op, name, dtype of what it computes on, dtype of its weights, macs.
 
     Args:
@@ -71,6 +74,10 @@ class LiteModel:
     @functools.cached_property
     def ops(self):
         return _file.operations(self.content)
+
+    @functools.cached_property
+    def kernels(self):
+        return {name: values for _, name, _, values in _file.kernels(self.content)}
 
     @property
     def plan(self):
@@ -196,6 +203,19 @@ def flatten(x, structure, names):
                 do=f"They are {names}.")
         return [x[name] for name in names]
     return keras.tree.flatten(x) if len(names) > 1 else [_only(x)]
+
+
+def take(calibration, inputs):
+    """At most _MOST samples of the calibration data, as a list of arrays in the model's order."""
+    flat = keras.tree.flatten(inputs)
+    if isinstance(calibration, tf.data.Dataset):
+        calibration = calibration.unbatch().take(_MOST).batch(_MOST)
+    arrays = [np.asarray(array)[:_MOST] for array in flatten(calibration, inputs, [x.name for x in flat])]
+    require(len(arrays) == len(flat) and len({len(array) for array in arrays}) == 1 and len(arrays[0]) > 0
+            and all(np.ndim(array) == len(x.shape) for array, x in zip(arrays, flat, strict=True)),
+            "`calibration` must hold one array of shape (samples, ...) for each input of the model",
+            shapes=[array.shape for array in arrays], do=f"Its inputs are {({x.name: x.shape for x in flat})}.")
+    return [array.astype(x.dtype) for array, x in zip(arrays, flat, strict=True)]
 
 
 def _only(x):
