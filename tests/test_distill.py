@@ -1,4 +1,4 @@
-"""The training step: equal to formulas written down by hand, to one device, and to what Keras does where it is right."""
+"""The training step: equal to formulas written down by hand, and to what Keras does where it is right."""
 
 import keras
 import numpy as np
@@ -7,6 +7,7 @@ import scipy.special
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tfopt import distill
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -184,7 +185,7 @@ def test_only_labels_when_the_teacher_has_no_share(rng):
 
 
 def test_one_weight_is_respected(rng):
-    x, y = batch(rng)
+    x, _ = batch(rng)
     losses = [distiller_of(dense(16), dense(5, seed=1), task=None, rate=0., **arguments)
               .fit(x, verbose=0).history["loss"][0] for arguments in ({}, {"weights": 3.}, {"weights": [3.]})]
     assert losses[1] == losses[2] == pytest.approx(3 * losses[0])
@@ -213,7 +214,8 @@ def test_both_models_are_left_as_they_were(rng):
     frozen = student.layers[0].kernel.numpy()
     made.fit(x, y, verbose=0)
     assert [layer.trainable for layer in (*teacher.layers, *student.layers)] == [False, True] * 2
-    assert teacher.trainable and student.trainable
+    assert teacher.trainable
+    assert student.trainable
     assert teacher.optimizer is optimizer
     assert not student.compiled
     for now, then in zip(teacher.get_weights(), before, strict=True):
@@ -229,7 +231,8 @@ def test_the_teacher_is_in_inference_mode(rng):
     teacher = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9),
                                 keras.layers.Dense(3)])
     before = [w.copy() for w in teacher.get_weights()]
-    losses = distiller_of(teacher, dense(5), task=None, rate=0.).fit(x, epochs=2, batch_size=24, verbose=0).history["loss"]
+    made = distiller_of(teacher, dense(5), task=None, rate=0.)
+    losses = made.fit(x, epochs=2, batch_size=24, verbose=0).history["loss"]
     assert losses[0] == losses[1]
     for now, then in zip(teacher.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
@@ -250,7 +253,8 @@ def test_several_outputs_are_told_apart(rng):
     def build(units):
         inputs = keras.Input((4,))
         hidden = keras.layers.Dense(units)(inputs)
-        return keras.Model(inputs, {"kind": keras.layers.Dense(3, "softmax")(hidden), "size": keras.layers.Dense(1)(hidden)})
+        return keras.Model(inputs, {"kind": keras.layers.Dense(3, "softmax")(hidden),
+                                    "size": keras.layers.Dense(1)(hidden)})
 
     teacher, student = build(16), build(5)
     with pytest.raises(ValueError, match=r"`output` must be the key .* Choose one of \['kind', 'size'\]"):
@@ -273,10 +277,11 @@ def test_an_uneven_last_batch_is_averaged_as_keras_does(rng):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(rng, policy):
-    x, y = batch(rng, 64)
+    x, _ = batch(rng, 64)
     keras.config.set_dtype_policy(policy)
     try:
-        made = distiller_of(dense(16, activation="softmax"), dense(16, activation="softmax", seed=1), task=None, rate=0.1)
+        models = dense(16, activation="softmax"), dense(16, activation="softmax", seed=1)
+        made = distiller_of(*models, task=None, rate=0.1)
     finally:
         keras.config.set_dtype_policy("float32")
     history = made.fit(x, epochs=10, verbose=0).history["loss"]
@@ -288,4 +293,4 @@ def test_compiling_again_without_a_loss_forgets_it(rng):
     x, _ = batch(rng)
     made = distiller_of(dense(16), dense(5))
     made.compile("sgd")
-    assert set(made.fit(x, verbose=0).history) == {"loss", "distillation_loss", "student_loss"}
+    assert set(made.fit(x, verbose=0).history) == {"loss", "distillation_loss"}

@@ -101,8 +101,16 @@ class Distiller(keras.Model):
         forget_compiled(self)
         super().compile(*args, **kwargs)
 
+    def compile_from_config(self, config):
+        """As keras.Model.compile_from_config, which would leave a model with its own `compile` uncompiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def fit(self, *args, **kwargs):
         """As keras.Model.fit; stops with one sentence at the end of an epoch whose loss is not finite."""
+        dropped = kwargs.get("sample_weight") is not None and len(args) < 2 and kwargs.get("y") is None
+        require(not dropped, "Keras drops a `sample_weight` that comes without labels", y=None,
+                do="Pass any `y` of the same length with it.")
         callbacks = kwargs.pop("callbacks", None)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(_Finite())
@@ -121,7 +129,9 @@ class Distiller(keras.Model):
         require(variables, "the student must have something to train", student=self.student.name,
                 do="Set `trainable = True` on its layers.")
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-        return self.compute_metrics(x, y, learnt.outputs, sample_weight=sample_weight)
+        logs = self.compute_metrics(x, y, learnt.outputs, sample_weight=sample_weight)
+        unused = ["student_loss"] if self.loss is None else ["distillation_loss"] if taught is None else []
+        return {name: value for name, value in logs.items() if name not in unused}
 
     def test_step(self, data):
         logs = super().test_step(data)

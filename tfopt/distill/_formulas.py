@@ -24,14 +24,19 @@ def divergence(teacher, student, temperature):
     With `v = (student - teacher) / T`, centred so that `sum(p * v) = 0`, the divergence is `log1p(sum(p * expm1(v)))`.
     The plain sum of `p * (log p - log q)` rounds at the size of the logarithms, and T^2 = 400 makes that 1e-4.
     """
-    teacher, student = pair(teacher, student)
-    p = tf.nn.softmax(teacher / temperature)
-    v = (student - teacher) / temperature
-    v -= tf.reduce_sum(p * v, -1, keepdims=True)
-    near, zero = tf.reduce_max(v, -1, keepdims=True) < _FAR, tf.zeros_like(v)
-    close = tf.math.log1p(tf.reduce_sum(p * tf.math.expm1(tf.where(near, v, zero)), -1))
-    far = tf.reduce_logsumexp(tf.where(near, zero, tf.nn.log_softmax(teacher / temperature) + v), -1)
-    return temperature ** 2 * tf.where(near[..., 0], close, far)
+    teacher, student = (logits / temperature for logits in pair(teacher, student))
+    p = tf.nn.softmax(teacher)
+
+    @tf.custom_gradient                                 # q - p at once is cheaper and rounds less than step by step
+    def kl(student):
+        v = student - teacher
+        v -= tf.reduce_sum(p * v, -1, keepdims=True)
+        close = tf.math.log1p(tf.reduce_sum(p * tf.math.expm1(tf.minimum(v, _FAR)), -1))
+        far = tf.reduce_logsumexp(tf.nn.log_softmax(teacher) + v, -1)
+        value = tf.where(tf.reduce_max(v, -1) < _FAR, close, far)
+        return value, lambda upstream: upstream[..., None] * (tf.nn.softmax(student) - p)
+
+    return temperature ** 2 * kl(student)
 
 
 def binary_divergence(teacher, student, temperature):
