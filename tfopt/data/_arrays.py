@@ -1,0 +1,159 @@
+"""Arrays to batches: one seeded permutation an epoch, one gather a batch."""
+
+import itertools
+
+import numpy as np
+
+from .._check import require, require_number
+from .._keras import keras, tf
+
+
+def permutation(count, seed, epoch):
+    """int64[count]: the order of the examples in an epoch, a pure function of its arguments.
+
+    Example:
+      >>> permutation(5, seed=0, epoch=0), permutation(5, seed=0, epoch=1)
+      (array([2, 4, 3, 0, 1]), array([1, 4, 3, 0, 2]))
+    """
+    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int64)
+
+
+def arrays(x, y, batch, *, augment=None, shuffle=True, seed=0):
+    """Batches of arrays that fit in memory.
+
+        epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
+
+    Each pass over the dataset is an epoch: 0, 1, 2 ... Neither TensorFlow's nor numpy's random state is read or
+    changed. Floating arrays become `keras.config.floatx()`, as in `fit`.
+
+    Args:
+      x: array [n, ...], or a dict of arrays.
+      y: the same for the targets, or None.
+      batch: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
+      augment: see `image_folder`; the index of an example is its row.
+      shuffle: False keeps the order of the rows.
+      seed: whole number >= 0.
+    Returns:
+      A tf.data.Dataset of `(x, y)`, or of `x` alone.
+    Raises:
+      ValueError: there are no examples, or the arrays differ in length.
+    Example:
+      >>> import numpy as np
+      >>> dataset = arrays(np.arange(5), None, 2)
+      >>> [x.tolist() for x in dataset.as_numpy_iterator()], [x.tolist() for x in dataset.as_numpy_iterator()]
+      ([[2, 4], [3, 0], [1]], [[1, 4], [3, 0], [2]])
+    """
+    element = x if y is None else (x, y)
+    with tf.device("CPU"):
+        tensors = tf.nest.map_structure(_tensor, element)
+    lengths = {t.shape[0] if t.shape.rank else None for t in tf.nest.flatten(tensors)}
+    require(len(lengths) == 1 and None not in lengths, "data.arrays needs arrays of one length",
+            shapes=[tuple(t.shape) for t in tf.nest.flatten(tensors)], do="Pass as many rows of y as of x.")
+    return batches(lengths.pop(), batch, lambda rows: tf.nest.map_structure(lambda t: tf.gather(t, rows), tensors),
+                   view=training_view(augment), shuffle=shuffle, seed=seed)
+
+
+def full_batches(dataset, batch):
+    """Leaves out a short last batch, so that every shape is static (TPU, XLA).
+
+    With shuffling each epoch leaves out other examples.
+
+    Args:
+      dataset: batches, of this module or any other.
+      batch: the size of a full one.
+    Returns:
+      A tf.data.Dataset whose shapes begin with `batch`.
+    Raises:
+      ValueError: a batch is larger.
+    Example:
+      >>> import numpy as np
+      >>> dataset = full_batches(arrays(np.arange(5), None, 2), 2)
+      >>> dataset.element_spec.shape, len(list(dataset))
+      (TensorShape([2]), 2)
+    """
+    require_number("batch", batch, low=1, integer=True)
+
+    def is_full(*element):
+        return tf.shape(tf.nest.flatten(element)[0])[0] >= batch
+
+    def fix(*element):
+        fixed = tf.nest.map_structure(lambda t: tf.ensure_shape(t, [batch, *t.shape[1:]]), element)
+        return fixed if len(fixed) > 1 else fixed[0]
+
+    return dataset.filter(is_full).map(fix).prefetch(tf.data.AUTOTUNE)
+
+
+def batches(count, batch, read, *, view, shuffle, seed):
+    """Dataset of `view(read(rows), epoch, rows)`: the rows 0 .. count - 1, epoch by epoch.
+
+    Args:
+      count: number of examples.
+      batch: examples in a batch.
+      read: int64[b] -> `x` or `(x, y)`.
+      view: `(element, epoch, rows) -> element`, see `training_view`.
+      shuffle, seed: see `arrays`.
+    """
+    require_number("batch", batch, low=1, integer=True)
+    require_number("seed", seed, low=0, integer=True)
+    require(count > 0, "a dataset needs at least one example", examples=count)
+    epochs = itertools.count()
+    static = batch if count % batch == 0 else None
+
+    def begin():
+        epoch = next(epochs)
+        return np.int64(epoch), permutation(count, seed, epoch) if shuffle else np.arange(count, dtype=np.int64)
+
+    def one_epoch(_):
+        epoch, order = tf.numpy_function(begin, [], [tf.int64, tf.int64])
+        epoch, order = tf.ensure_shape(epoch, []), tf.ensure_shape(order, [count])
+
+        def cut(first):
+            return epoch, tf.ensure_shape(order[first:first + batch], [static])
+
+        return tf.data.Dataset.range(0, count, batch).map(cut)
+
+    def fetch(epoch, rows):
+        return view(read(rows), epoch, rows)
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return (tf.data.Dataset.range(1).flat_map(one_epoch)
+            .apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
+            .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+            .prefetch(tf.data.AUTOTUNE).with_options(options))
+
+
+def training_view(augment):
+    """`(element, epoch, index) -> element` of whatever the user calls augmentation; see `image_folder`."""
+    require(augment is None or callable(augment) or hasattr(augment, "apply"),
+            "`augment` must be an augment.Pipeline, a Keras layer or a callable", augment=augment, error=TypeError)
+
+    def view(element, epoch, index):
+        if augment is None:
+            return element
+        parts = element if isinstance(element, tuple) else (element,)
+        if hasattr(augment, "apply"):
+            return augment.apply(*parts, epoch=epoch, index=index)
+        if isinstance(augment, keras.layers.Layer):
+            images = augment(parts[0], training=True)
+            return (images, *parts[1:]) if isinstance(element, tuple) else images
+        return augment(*parts)
+
+    return view
+
+
+def validation_view(augment):
+    """As `training_view`, outside training: a Keras layer may still change the range of values, a callable rests."""
+
+    def view(element, _epoch, _index):
+        if not isinstance(augment, keras.layers.Layer):
+            return element
+        return augment(element[0], training=False), *element[1:]
+
+    return view
+
+
+def _tensor(array):
+    tensor = tf.convert_to_tensor(array)
+    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
