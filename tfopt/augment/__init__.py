@@ -1,5 +1,12 @@
 """Augmentation: one resample and one colour matrix per image, replayable from (seed, epoch, index)."""
 
+from ._colour import Brightness, Contrast, Hue, Normalize, Saturation
+from ._geometry import Crop, Flip, Resize, Rotate, Shear, Translate, Zoom
+from ._mix import CutMix, MixUp
 from ._pipeline import Pipeline
+from ._pixels import AutoContrast, Blur, Equalize, Erase, Noise, Posterize, Sharpness, Solarize
+from ._policies import RandAugment, TrivialAugment
 
-__all__ = ["Pipeline"]
+__all__ = ["AutoContrast", "Blur", "Brightness", "Contrast", "Crop", "CutMix", "Equalize", "Erase", "Flip", "Hue",
+           "MixUp", "Noise", "Normalize", "Pipeline", "Posterize", "RandAugment", "Resize", "Rotate", "Saturation",
+           "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom"]

@@ -1,0 +1,280 @@
+"""What pixels become, where that is linear: a run of colour operations is one affine map per image.
+
+Each is a map of the colour x (one value per channel) and of the mean colour m of the whole image,
+
+    x -> M x + N m + o
+
+and so is any run of them: with the run so far  x -> A x + D m + b,  the mean is now (A + D) m + b, hence
+
+    A' = M A,   D' = M D + N (A + D),   b' = (M + N) b + o
+"""
+
+import dataclasses
+import math
+
+from .._check import require, require_number
+from .._keras import serializable, tf
+from ._op import Op, between
+
+LUMA = (0.299, 0.587, 0.114)             # Rec. 601
+
+
+def compose(maps):
+    """One (A, D, b) from several (M, N, o); [batch, c, c] twice and [batch, c]."""
+    (a, d, b), *rest = maps
+    for m, n, o in rest:
+        a, d, b = m @ a, m @ d + n @ (a + d), tf.linalg.matvec(m + n, b) + o
+    return a, d, b
+
+
+def select(acts, affine):
+    """`affine` where an operation acts, else the identity."""
+    still = identity(tf.shape(acts)[0], affine[2].shape[1])
+    return tuple(tf.where(tf.reshape(acts, (-1,) + (1,) * (part.shape.rank - 1)), part, same)
+                 for part, same in zip(affine, still, strict=True))
+
+
+def identity(batch, channels):
+    eye = tf.eye(channels, batch_shape=(batch,))
+    return eye, tf.zeros_like(eye), tf.zeros((batch, channels))
+
+
+def recolour(images, affine, *, mixing, centring):
+    """x -> A x + D m + b for float32[batch, height, width, channels].
+
+    Args:
+      images: see above.
+      affine: (A, D, b); see the module.
+      mixing: A is not diagonal.
+      centring: D is not zero.
+    """
+    a, d, b = affine
+    if centring:
+        b += tf.linalg.matvec(d, tf.reduce_mean(tf.reduce_mean(images, axis=2), axis=1))
+    if not mixing:
+        return images * tf.linalg.diag_part(a)[:, None, None] + b[:, None, None]
+    terms = [images[..., k:k + 1] * a[:, None, None, :, k] for k in range(images.shape[3])]
+    return sum(terms[1:], terms[0]) + b[:, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Op):
+    mixing = False                       # channels meet
+    centring = False                     # depends on the image's mean
+
+    def affine(self, u, channels, low, high):
+        """(M, N, o) of each image from its numbers float32[batch, draws]."""
+        raise NotImplementedError
+
+
+def brightness(delta, channels, low, high):
+    eye, zero, _ = identity(tf.shape(delta)[0], channels)
+    return eye, zero, tf.repeat(delta[:, None] * (high - low), channels, axis=1)
+
+
+def contrast(scale, channels):
+    eye, _, zero = identity(tf.shape(scale)[0], channels)
+    scale = scale[:, None, None]
+    return scale * eye, (1 - scale) * eye, zero
+
+
+def saturation(scale, channels):
+    eye, zero, none = identity(tf.shape(scale)[0], channels)
+    if channels == 1:
+        return eye, zero, none
+    return eye + (scale[:, None, None] - 1) * _chroma(), zero, none
+
+
+def hue(angle, channels):
+    eye, zero, none = identity(tf.shape(angle)[0], channels)
+    if channels == 1:
+        return eye, zero, none
+    angle = angle[:, None, None]
+    return eye + (tf.cos(angle) - 1) * _chroma() + tf.sin(angle) * _quarter_turn(), zero, none
+
+
+def _chroma():
+    """What is left of a colour without its luma."""
+    return tf.eye(3) - tf.constant([LUMA] * 3)
+
+
+def _quarter_turn():
+    """The chroma turned by 90 degrees in the plane of I and Q (NTSC), the luma left out."""
+    to_yiq = [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    turn = tf.constant([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]], tf.float64)
+    to_yiq = tf.constant(to_yiq, tf.float64)
+    return tf.cast(tf.linalg.solve(to_yiq, turn @ to_yiq), tf.float32)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Brightness(Linear):
+    """Makes images lighter or darker: x + factor * (high - low of the value range).
+
+    Args:
+      factor: a pair (low, high), or f for (-f, f); -1 to 1.
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> from tfopt import augment
+      >>> lighter = augment.Pipeline([augment.Brightness((0.2, 0.2))])
+      >>> lighter.apply(tf.fill((1, 1, 1, 1), 100.0), epoch=0, index=[0]).numpy().item()
+      151.0
+    """
+
+    factor: float | tuple = 0.2
+    probability: float = 1.0
+
+    def __post_init__(self):
+        self.set_range("factor", low=-1, high=1)
+        self.check_probability()
+
+    def affine(self, u, channels, low, high):
+        return brightness(between(u[:, 1], self.factor), channels, low, high)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Contrast(Linear):
+    """Stretches or squeezes colours about each channel's mean m: m + (1 + factor) * (x - m).
+
+    Args:
+      factor: a pair (low, high), or f for (-f, f); -1 (flat) to 10.
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> from tfopt import augment
+      >>> halved = augment.Pipeline([augment.Contrast((-0.5, -0.5))])
+      >>> halved.apply(tf.constant([[[[100.0], [200.0]]]]), epoch=0, index=[0]).numpy().ravel().tolist()
+      [125.0, 175.0]
+    """
+
+    factor: float | tuple = 0.2
+    probability: float = 1.0
+    centring = True
+
+    def __post_init__(self):
+        self.set_range("factor", low=-1, high=10)
+        self.check_probability()
+
+    def affine(self, u, channels, low, high):
+        return contrast(1 + between(u[:, 1], self.factor), channels)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Saturation(Linear):
+    """Moves colours away from or towards their gray g (Rec. 601): g + (1 + factor) * (x - g).
+
+    Needs 3 channels; an image of 1 channel is gray already and stays as it is.
+
+    Args:
+      factor: a pair (low, high), or f for (-f, f); -1 (gray) to 10.
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: an argument is out of range, or images have neither 1 nor 3 channels.
+
+    Example:
+      >>> from tfopt import augment
+      >>> gray = augment.Pipeline([augment.Saturation((-1, -1))])
+      >>> gray.apply(tf.constant([[[[200, 0, 0]]]], tf.uint8), epoch=0, index=[0]).numpy().ravel().tolist()
+      [60, 60, 60]
+    """
+
+    factor: float | tuple = 0.2
+    probability: float = 1.0
+    mixing = True
+
+    def __post_init__(self):
+        self.set_range("factor", low=-1, high=10)
+        self.check_probability()
+
+    def affine(self, u, channels, low, high):
+        require_colours(self, channels)
+        return saturation(1 + between(u[:, 1], self.factor), channels)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Hue(Linear):
+    """Turns colours about the gray axis, in the I-Q plane of NTSC: gray and luma stay.
+
+    A linear map, so it shares the one colour matrix; not the (non-linear) hue of HSV. Needs 3 channels; an image of
+    1 channel stays as it is.
+
+    Args:
+      factor: fraction of a full turn: a pair (low, high), or f for (-f, f); -1 to 1.
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: an argument is out of range, or images have neither 1 nor 3 channels.
+
+    Example:
+      >>> from tfopt import augment
+      >>> turned = augment.Pipeline([augment.Hue((0.5, 0.5))])
+      >>> turned.apply(tf.constant([[[[120, 100, 80]]]], tf.uint8), epoch=0, index=[0]).numpy().ravel().tolist()
+      [87, 107, 127]
+    """
+
+    factor: float | tuple = 0.05
+    probability: float = 1.0
+    mixing = True
+
+    def __post_init__(self):
+        self.set_range("factor", low=-1, high=1, why="It is a fraction of a full turn: 15 degrees are 15 / 360.")
+        self.check_probability()
+
+    def affine(self, u, channels, low, high):
+        require_colours(self, channels)
+        return hue(between(u[:, 1], self.factor) * (2 * math.pi), channels)
+
+
+def require_colours(op, channels):
+    require(channels in (1, 3), f"augment.{type(op).__name__} needs images of 3 channels (or 1, which is gray already)",
+            channels=channels, do="Leave it out, or convert the images to RGB.")
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Normalize(Op):
+    """Turns the finished image into (x - mean) / std, also when not training; comes after all other operations.
+
+    Args:
+      mean, std: a number, or one for each channel, in the units of the images; std > 0.
+
+    Raises:
+      ValueError: `std` is not positive, or the lengths do not fit the channels.
+
+    Example:
+      >>> from tfopt import augment
+      >>> standard = augment.Pipeline([augment.Normalize(mean=[120, 110, 100], std=50)])
+      >>> standard(tf.constant([[[[170, 110, 0]]]], tf.uint8)).numpy().ravel().tolist()
+      [1.0, 0.0, -2.0]
+    """
+
+    mean: float | tuple
+    std: float | tuple
+    draws = 0
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            values = tuple(value) if isinstance(value, tuple | list) else (value,)
+            for number in values:
+                require_number(name, number, **({"above": 0} if name == "std" else {}))
+            object.__setattr__(self, name, tuple(float(number) for number in values))
+
+    def apply(self, images):
+        """(x - mean) / std of float32[batch, height, width, channels]."""
+        channels = images.shape[3]
+        require({len(self.mean), len(self.std)} <= {1, channels},
+                "augment.Normalize needs one number, or one for each channel", mean=self.mean, std=self.std,
+                channels=channels)
+        return (images - tf.constant(self.mean)) * (1 / tf.constant(self.std))

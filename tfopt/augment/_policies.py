@@ -1,0 +1,205 @@
+"""Policies: each image draws its own few operations from a list of fourteen; their geometry is still one resample."""
+
+import dataclasses
+import math
+
+from .._check import require_number
+from .._keras import serializable, tf
+from . import _colour, _geometry, _pixels
+from ._op import Op
+
+OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
+       "sharpness", "posterize", "solarize", "autocontrast", "equalize")
+
+# The strongest an operation gets; shifts are (fraction of the size, None) or (None, pixels).
+_LIMITS = {"shear_x": 0.3, "shear_y": 0.3, "translate_x": (0.45, None), "translate_y": (0.45, None), "rotate": 30,
+           "brightness": 0.9, "saturation": 0.9, "contrast": 0.9, "sharpness": 0.9, "posterize": 4, "solarize": 1}
+_WIDE = {"shear_x": 0.99, "shear_y": 0.99, "translate_x": (None, 32), "translate_y": (None, 32), "rotate": 135,
+         "brightness": 0.99, "saturation": 0.99, "contrast": 0.99, "sharpness": 0.99, "posterize": 6, "solarize": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy(Op):
+    """Base of the policies: `rounds` operations per image, of strengths up to `limits`."""
+
+    geometric = True
+
+    @property
+    def draws(self):
+        return 3 * self.rounds
+
+    def acts(self, u):
+        return tf.ones_like(u[:, 0], tf.bool)
+
+    def parts(self):
+        """What the pipeline carries out: first all geometry, then the colours round by round."""
+        parts = [_Moves(self)]
+        for turn in range(self.rounds):
+            parts += [part(self, turn) for part in (_Colours, _Tones, _Sharpens, _Equalizes)]
+        return parts
+
+    def drawn(self, u, turn):
+        """What an image does in one round: `chosen(name)` -> bool[batch], strength 0 to 1 and sign, float32[batch]."""
+        choice = tf.cast(tf.floor(u[:, 3 * turn] * len(OPS)), tf.int32)
+        sign = tf.where(u[:, 3 * turn + 1] < 0.5, -1.0, 1.0)
+        return (lambda name: choice == OPS.index(name)), self.strength(u[:, 3 * turn + 2]), sign
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part(Op):
+    policy: Policy
+    turn: int = 0
+
+    @property
+    def draws(self):
+        return self.policy.draws
+
+    def acts(self, u):
+        return self.policy.acts(u)
+
+    def signed(self, u, name):
+        """float32[batch]: how far an image goes with an operation that has two directions; 0 if it did not draw it."""
+        chosen, strength, sign = self.policy.drawn(u, self.turn)
+        return tf.where(chosen(name), sign * strength * self.policy.limits[name], 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moves(_Part, _geometry.Geometric):
+    def matrix(self, u, old):
+        matrices = [_Move(self.policy, turn).matrix(u, old) for turn in range(self.policy.rounds)]
+        for second in matrices[1:]:
+            matrices[0] = _geometry.compose(matrices[0], second)
+        return matrices[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move(_Part):
+    def matrix(self, u, old):
+        angle = self.signed(u, "rotate") * (math.pi / 180)
+        cos, sin = tf.cos(angle), tf.sin(angle)
+        return (cos, self.signed(u, "shear_x") - sin, self.shift(u, "translate_x", old[1]),
+                self.signed(u, "shear_y") + sin, cos, self.shift(u, "translate_y", old[0]))
+
+    def shift(self, u, name, size):
+        fraction, pixels = self.policy.limits[name]
+        chosen, strength, sign = self.policy.drawn(u, self.turn)
+        return tf.where(chosen(name), sign * strength * (min(pixels, size) if pixels else fraction * size), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Colours(_Part, _colour.Linear):
+    mixing = True
+    centring = True
+
+    def affine(self, u, channels, low, high):
+        _colour.require_colours(self.policy, channels)
+        return _colour.compose([_colour.brightness(self.signed(u, "brightness"), channels, low, high),
+                                _colour.saturation(1 + self.signed(u, "saturation"), channels),
+                                _colour.contrast(1 + self.signed(u, "contrast"), channels)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tones(_Part, _pixels.Pixel):
+    def parameters(self, u, shape):
+        chosen, strength, _ = self.policy.drawn(u, self.turn)
+        bits = 8 - tf.cast(tf.round(strength * self.policy.limits["posterize"]), tf.int32)
+        threshold = 1 - strength * self.policy.limits["solarize"]
+        return (tf.where(chosen("posterize"), bits, 8), tf.where(chosen("solarize"), threshold, 2.0),
+                chosen("autocontrast"))
+
+    def change(self, images, parameters, noise, low, high):
+        bits, threshold, stretched = parameters
+        images = _pixels.posterize(images, bits, low, high)
+        images = _pixels.solarize(images, low + threshold * (high - low), low, high)
+        return tf.where(stretched[:, None, None, None], _pixels.autocontrast(images, low, high), images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sharpens(_Part, _pixels.Pixel):
+    compiled = False
+
+    def acts(self, u):
+        return self.policy.drawn(u, self.turn)[0]("sharpness")
+
+    def parameters(self, u, shape):
+        return (1 + self.signed(u, "sharpness"),)
+
+    def change(self, images, parameters, noise, low, high):
+        return _pixels.sharpen(images, *parameters, low, high)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Equalizes(_Part, _pixels.Pixel):
+    compiled = False
+
+    def acts(self, u):
+        return self.policy.drawn(u, self.turn)[0]("equalize")
+
+    def change(self, images, parameters, noise, low, high):
+        return _pixels.equalize(images, low, high)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class RandAugment(Policy):
+    """Each image draws `num_ops` operations of one fixed strength.
+
+    From fourteen: identity, shear and shift in x and y, rotate, brightness, saturation, contrast, sharpness, posterize,
+    solarize, autocontrast, equalize. What an image draws is its own (not the batch's). The geometry of all rounds comes
+    first, as one resample; the colours follow in the order they were drawn.
+
+    Args:
+      num_ops: operations per image, 1 to 8.
+      factor: strength from 0 (nothing) to 1: shear 0.3, shift 0.45 of the size, 30 degrees, colours by 0.9,
+        posterize to 4 bits, solarize all. 0.3 is the paper's 9 of 30.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> from tfopt import augment
+      >>> views = augment.Pipeline([augment.RandAugment(num_ops=2, factor=0.3)])
+      >>> views.apply(tf.zeros((4, 32, 32, 3), tf.uint8), epoch=0, index=range(4)).shape
+      TensorShape([4, 32, 32, 3])
+
+    Reference: Cubuk et al. 2019, RandAugment. https://arxiv.org/abs/1909.13719
+    """
+
+    num_ops: int = 2
+    factor: float = 0.3
+    limits = _LIMITS
+
+    def __post_init__(self):
+        require_number("num_ops", self.num_ops, low=1, high=8, integer=True)
+        require_number("factor", self.factor, low=0, high=1)
+
+    @property
+    def rounds(self):
+        return self.num_ops
+
+    def strength(self, u):
+        return tf.ones_like(u) * self.factor
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class TrivialAugment(Policy):
+    """Each image draws one operation and its strength: nothing to tune.
+
+    The fourteen operations of RandAugment in their wide ranges: shear 0.99, shift 32 pixels, 135 degrees, colours by
+    0.99, posterize to 2 bits, solarize all; the strength is uniform from 0 to these.
+
+    Example:
+      >>> from tfopt import augment
+      >>> views = augment.Pipeline([augment.TrivialAugment()])
+      >>> views.apply(tf.zeros((4, 32, 32, 3), tf.uint8), epoch=0, index=range(4)).shape
+      TensorShape([4, 32, 32, 3])
+
+    Reference: Mueller and Hutter 2021, TrivialAugment. https://arxiv.org/abs/2103.10158
+    """
+
+    rounds = 1
+    limits = _WIDE
+
+    def strength(self, u):
+        return u

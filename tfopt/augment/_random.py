@@ -1,0 +1,83 @@
+"""Random numbers without a state: each is a hash of the seed, the epoch, the example's index and what it is for."""
+
+from .._keras import tf
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def threefry(key, counter):
+    """Threefry-2x32 with 20 rounds: two uint32 tensors from two keys and two counters, which broadcast.
+
+    Reference: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3. https://doi.org/10.1145/2063384.2063405
+
+    Example:
+      >>> zero = tf.constant(0, tf.uint32)
+      >>> [hex(int(word)) for word in threefry((zero, zero), (zero, zero))]
+      ['0x6b200159', '0x99ba4efe']
+    """
+    keys = (*key, key[0] ^ key[1] ^ tf.constant(_PARITY, tf.uint32))
+    x, y = counter[0] + keys[0], counter[1] + keys[1]
+    for block in range(5):
+        for turn in _ROTATIONS[block % 2]:
+            x += y
+            y = tf.bitwise.left_shift(y, _word(turn)) | tf.bitwise.right_shift(y, _word(32 - turn))
+            y ^= x
+        x += keys[(block + 1) % 3]
+        y += keys[(block + 2) % 3] + _word(block + 1)
+    return x, y
+
+
+def example_keys(seed, epoch, index):
+    """Two uint32[batch] that name a view: `seed` is a whole number, `epoch` and `index` are int64[batch]."""
+    seeds = _word(seed & 0xFFFFFFFF), _word(seed >> 32 & 0xFFFFFFFF)
+    return threefry(threefry(seeds, _halves(epoch)), _halves(index))
+
+
+def uniform(keys, stream, count):
+    """float32[batch, count] in [0, 1): the numbers of one stream (an operation's place in the pipeline)."""
+    lanes = tf.range(count)[None] + stream * 4096
+    x, _ = threefry((keys[0][:, None], keys[1][:, None]), (tf.cast(lanes, tf.uint32), _word(1)))
+    return _unit(x)
+
+
+def pixel_noise(keys, shape, stream):
+    """float32[batch, *shape] in [0, 1), one number per value: a cheaper hash, since there are many of them."""
+    size = shape[0] * shape[1] * shape[2]
+    start, _ = threefry(keys, (_word(stream), _word(2)))
+    places = tf.cast(tf.range(size), tf.uint32)[None] * _word(0x9E3779B9)
+    return tf.reshape(_unit(_mix(_mix(places ^ start[:, None]) + keys[1][:, None])), (-1, *shape))
+
+
+def fingerprint(images):
+    """int64[batch] >= 0: a hash of each image's bytes."""
+    octets = tf.bitcast(images, tf.uint8) if images.dtype != tf.uint8 else images
+    size = images.shape[1:].num_elements() * images.dtype.size
+    octets = tf.pad(tf.reshape(octets, (-1, size)), ((0, 0), (0, -size % 4)))
+    words = tf.bitcast(tf.reshape(octets, (tf.shape(octets)[0], -1, 4)), tf.uint32)
+    places = tf.cast(tf.range(tf.shape(words)[1]), tf.uint32)[None]
+    sums = [tf.reduce_sum(tf.cast(_mix(words ^ _mix(places + _word(salt))), tf.int32), axis=1)
+            for salt in (0x243F6A88, 0x85A308D3)]                       # sums wrap around, in any order
+    high, low = (tf.cast(tf.bitcast(part, tf.uint32), tf.int64) for part in sums)
+    return tf.bitwise.left_shift(high & 0x7FFFFFFF, tf.constant(32, tf.int64)) | low
+
+
+def _mix(x):
+    """The finaliser of MurmurHash3: each bit of the input changes each bit of the output with probability 1/2."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ tf.bitwise.right_shift(x, _word(shift))) * _word(factor)
+    return x ^ tf.bitwise.right_shift(x, _word(16))
+
+
+def _word(value):
+    return tf.constant(value, tf.uint32)
+
+
+def _halves(value):
+    value = tf.cast(value, tf.int64)
+    return tf.cast(value & 0xFFFFFFFF, tf.uint32), tf.cast(tf.bitwise.right_shift(value, tf.constant(32, tf.int64))
+                                                           & 0xFFFFFFFF, tf.uint32)
+
+
+def _unit(x):
+    return tf.cast(tf.cast(tf.bitwise.right_shift(x, _word(8)), tf.int32), tf.float32) * 2.0**-24
