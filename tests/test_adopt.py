@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfopt import cluster, prune
+from tfopt import cluster, distill, prune
 from tfopt._bridge.adopt import Adopted
 
 
@@ -85,7 +85,7 @@ def test_a_new_process_loads_it_and_trains_on(rng, wrap, tmp_path, run_python):
     np.savez(tmp_path / "data.npz", y=y, before=before, losses=losses, after=wrapped.predict(x, verbose=0), **x)
     run_python("""
 import sys, keras, numpy as np
-from tfopt import cluster, prune
+from tfopt import cluster, distill, prune
 data = np.load(sys.argv[1] + "/data.npz")
 x = {"image": data["image"], "extra": data["extra"]}
 model = keras.models.load_model(sys.argv[1] + "/wrapped.keras")
@@ -111,7 +111,7 @@ def test_checkpoints_and_backups_work(rng, wrap, tmp_path):
 def test_two_devices_equal_one(run_python, kind):
     run_python(f"""
 import keras, numpy as np
-from tfopt import cluster, prune
+from tfopt import cluster, distill, prune
 
 def net():
     keras.utils.set_random_seed(0)
@@ -193,3 +193,23 @@ def test_what_cannot_be_wrapped_is_refused(call, make, rule):
 def test_strip_of_a_plain_model_is_refused(strip):
     with pytest.raises(ValueError, match=r"strip needs a model that came from \w+\.wrap"):
         strip(sequential())
+
+
+@pytest.mark.parametrize("wrap", [WRAPS["prune"], WRAPS["cluster"]], ids=["prune", "cluster"])
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_it_learns_from_a_teacher(rng, wrap, activation):
+    """The distiller finds the logits behind a wrapped student's softmax, and what the wrap promised still holds."""
+    def student():
+        hidden = keras.layers.Dense(8, "relu", kernel_regularizer="l2", name="hidden")
+        return keras.Sequential([keras.Input((6,)), hidden,
+                                 keras.layers.Dense(3, activation=activation, name="answers")])
+
+    x, y = rng.normal(size=(64, 6)), rng.integers(0, 3, 64)
+    wrapped = wrap(student())
+    distiller = distill.Distiller(student(), wrapped, distill.Logits(4.0))
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=activation is None))
+    history = distiller.fit(x, y, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    plain = (prune if isinstance(wrapped, prune.Pruned) else cluster).strip(wrapped)
+    kernel = plain.get_layer("hidden").kernel.numpy()
+    assert (kernel == 0).mean() == 0.5 if isinstance(wrapped, prune.Pruned) else np.unique(kernel).size <= 4
