@@ -51,7 +51,7 @@ from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
 from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
-from tensorflow.python.ops import stateful_random_ops  # noqa: E402
+from tensorflow.python.ops import control_flow_util, stateful_random_ops  # noqa: E402
 
 require(keras.backend.backend() == "tensorflow",
         "tfopt works with Keras on TensorFlow, and keras.json names another backend",
@@ -59,8 +59,8 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "keras", "loss_tracker",
-           "parts_of", "producer", "replay", "same_randomness", "schedule_of", "serializable", "task_loss",
+__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "in_xla", "keras",
+           "loss_tracker", "parts_of", "producer", "replay", "same_randomness", "schedule_of", "serializable", "task_loss",
            "tf", "trusting", "uses"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
@@ -100,6 +100,13 @@ def loss_tracker(model):
 def forget_compiled(model):
     """Drops the loss and the metrics of an earlier `compile`, which a later one without them would keep."""
     model.loss = model._compile_loss = model._compile_metrics = None
+
+
+def in_xla():
+    """Is a graph being traced that XLA will compile as a whole, where lookup tables and checks cannot be."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph())
+
 
 
 def replay(graph, inputs, operation, call=None):
