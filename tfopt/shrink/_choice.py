@@ -1,0 +1,211 @@
+"""Which channels go: groups of channels that go together, what each is worth, how many stay."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from .._check import require
+from .._keras import keras, tf
+
+# The formulas: {(path of the variable, axis): array (channels, numbers)} -> worth of each channel
+
+
+def l1(parts):
+    return sum(np.abs(values).sum(1) for values in parts.values())
+
+
+def l2(parts):
+    return np.sqrt(sum((values ** 2).sum(1) for values in parts.values()))
+
+
+def geometric_median(parts):
+    """Sum of the distances to the other filters of the group: what lies in their middle can be replaced by them."""
+    filters = np.concatenate(list(parts.values()), 1)
+    squares = (filters ** 2).sum(1)
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * filters @ filters.T, 0)).sum(1)
+
+
+def random(parts):
+    count = len(next(iter(parts.values())))
+    return np.random.default_rng(count).permutation(count) + 1.0
+
+
+def first_order(batches):
+    """Mean over the batches of (sum of weight * gradient)^2: how much the loss changes without the channel."""
+    def formula(parts):
+        return (sum(values.reshape(len(values), -1, batches).sum(1) for values in parts.values()) ** 2).mean(1)
+    return formula
+
+
+def weights_of(row):
+    """The variable of a row, its channels first."""
+    return np.moveaxis(keras.ops.convert_to_numpy(row.variable), row.axis, 0).reshape(len(row.ids), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """A formula, the rows of the table it judges by, and the numbers it takes from each."""
+
+    formula: object
+    looks_at: object = lambda row: len(row.variable.shape) > 1
+    needs: str = "layers with a kernel"
+    numbers: object = weights_of
+
+
+CRITERIA = {
+    "l1": Criterion(l1), "l2": Criterion(l2), "random": Criterion(random),
+    "gamma": Criterion(l1, lambda row: row.variable.path.endswith("/gamma"), "batch normalisation with a scale"),
+    "fpgm": Criterion(geometric_median, lambda row: len(row.variable.shape) > 1 and row.out),
+}
+
+
+def taylor(model, data, rows):
+    """The first-order criterion; the gradients are those of the loss that the model was compiled with."""
+    rows = [row for row in rows if len(row.variable.shape) > 1 and not row.out]       # what reads the channels
+    sums = {row: [] for row in rows}
+    kept = [(variable, variable.numpy()) for metric in model.metrics for variable in metric.variables]
+    for x, y, weight in data:
+        with tf.GradientTape() as tape:
+            tape.watch([row.variable.value for row in rows])
+            loss = model.compute_loss(x, y, model(x, training=False), weight, training=False)
+        gradients = tape.gradient(loss, [row.variable.value for row in rows], unconnected_gradients="zero")
+        for row, gradient in zip(rows, gradients, strict=True):
+            product = np.moveaxis(keras.ops.convert_to_numpy(row.variable * gradient), row.axis, 0)
+            sums[row].append(product.reshape(len(row.ids), -1).sum(1))
+    for variable, value in kept:
+        variable.assign(value)
+    return Criterion(first_order(len(next(iter(sums.values()), ()))), sums.__contains__, "layers that read channels",
+                     lambda row: np.stack(sums[row], 1))
+
+
+# The choice
+
+
+@dataclasses.dataclass(eq=False)
+class Group:
+    """Channels that differ only in their index: the same rows of the table hold each of them equally often."""
+
+    channels: np.ndarray            # labels
+    step: int                       # how many of them change a width by a multiple of `round_to`
+    rows: list
+
+    def allowed(self, share):
+        """The largest number of channels within `share` that leaves a rounded width."""
+        size = len(self.channels)
+        return size if share >= 1 else max(int(share * size / self.step + 1e-9) * self.step, min(self.step, size))
+
+    def parts(self, label, criterion):
+        """{(path, axis): array (channels, numbers)} of the rows that a criterion looks at."""
+        found = {}
+        for row in filter(criterion.looks_at, self.rows):
+            labels = label[row.ids]
+            here = np.flatnonzero(np.isin(labels, self.channels))
+            order = here[np.argsort(labels[here], kind="stable")]
+            found[row.variable.path, row.axis] = criterion.numbers(row)[order].reshape(len(self.channels), -1)
+        return found
+
+
+class Choice:
+    """The groups of a traced model, and the channels that stay.
+
+    Args:
+      graph: the traced table.
+      round_to: widths that change become multiples of this.
+    """
+
+    def __init__(self, graph, round_to=1):
+        self.graph = graph
+        self.label, self.locked = graph.solve()
+        self.alive = np.ones(len(self.label), bool)                    # by label
+        self.rows = list(graph.rows.values())
+        self.groups = self._group(round_to)
+        self._count()
+
+    def _group(self, round_to):
+        signature = np.zeros(len(self.label), np.uint64)               # a sum of random numbers, one for each row
+        numbers = np.random.default_rng(0).integers(2**63, size=len(self.rows), dtype=np.uint64)
+        for row, number in zip(self.rows, numbers, strict=True):
+            np.add.at(signature, self.label[row.ids], number)
+        free = np.setdiff1d(np.flatnonzero(signature), list(self.locked))
+        _, first, inverse = np.unique(signature[free], return_index=True, return_inverse=True)
+        groups = []
+        for index in np.argsort(first):
+            channels = free[inverse == index]
+            widths = [count for ids in self.graph.sizes.values() if (count := (self.label[ids] == channels[0]).sum())]
+            width = int(min(widths, default=1))
+            rows = [row for row in self.rows if channels[0] in self.label[row.ids]]
+            groups.append(Group(channels, math.lcm(round_to, width) // width, rows))
+        return [group for group in groups if len(group.channels) > 1]
+
+    def _count(self):
+        """Widths are linear in the channels kept of each group; multiply-accumulates are products of widths."""
+        firsts = [group.channels[0] for group in self.groups]
+        each = [np.bincount(self.label[row.ids], minlength=len(self.label))[firsts] for row in self.rows]
+        self._each = np.array(each, float).reshape(len(self.rows), len(firsts))
+        self._base = np.array([len(row.ids) for row in self.rows]) - self._each @ self.sizes
+        self._factors = []                                             # (positions times untouched axes, rows)
+        for key, work in self.graph.work.items():
+            rows = [index for index, row in enumerate(self.rows) if id(row.variable) == key]
+            if work and rows:
+                shape = self.rows[rows[0]].variable.shape
+                self._factors.append((work * math.prod(shape) / math.prod(len(self.rows[r].ids) for r in rows), rows))
+
+    @property
+    def sizes(self):
+        return np.array([len(group.channels) for group in self.groups], int)
+
+    def macs(self, kept):
+        """Multiply-accumulates per example with so many channels kept of each group."""
+        widths = self._base + self._each @ kept
+        return sum(factor * math.prod(widths[rows]) for factor, rows in self._factors)
+
+    def amounts(self, share):
+        return np.array([group.allowed(share) for group in self.groups], int)
+
+    def within(self, target, scores):
+        """How many channels of each group stay so that the multiply-accumulates come to just under `target`.
+
+        The same share everywhere, as large as fits; then, while there is room, the group whose next channels are
+        worth most gets them.
+        """
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.macs(self.amounts(middle)) <= target else (low, middle)
+        kept = self.amounts(low)
+        ranked = [np.sort(score)[::-1] / max(np.abs(score).mean(), 1e-30) for score in scores]
+        candidates = [g for g, size in enumerate(self.sizes) if kept[g] < size]
+        while candidates:
+            best = max(candidates, key=lambda g: ranked[g][kept[g]:kept[g] + self.groups[g].step].mean())
+            more = kept.copy()
+            more[best] = min(kept[best] + self.groups[best].step, self.sizes[best])
+            fits = self.macs(more) <= target
+            kept = more if fits else kept
+            if not fits or kept[best] == self.sizes[best]:
+                candidates.remove(best)
+        return kept
+
+    def judge(self, criterion):
+        """Worth of the channels of each group; a group that the criterion cannot judge keeps all of its channels."""
+        judged = []
+        for group in self.groups:
+            parts = group.parts(self.label, criterion)
+            if parts:
+                score = np.asarray(criterion.formula(parts), float)
+                require(score.shape == group.channels.shape and np.isfinite(score).all(),
+                        "shrink.channels: `by` must give one finite number per channel", channels=len(group.channels),
+                        returned=score.shape, do="Return an array of that length.")
+                judged.append((group, score))
+        require(judged, f"shrink.channels: this `by` needs {criterion.needs}", do="Choose another, such as by='l2'.")
+        self.groups = [group for group, _ in judged]
+        self._count()
+        return [score for _, score in judged]
+
+    def keep(self, kept, scores):
+        """All but the `kept` best channels of each group go."""
+        for group, count, score in zip(self.groups, kept, scores, strict=True):
+            self.alive[group.channels[np.argsort(-score, kind="stable")[count:]]] = False
+
+    def stays(self, ids):
+        return self.alive[self.label[np.abs(ids)]]
