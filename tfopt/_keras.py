@@ -5,7 +5,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     keras.src.models.functional.Functional      3.12 - 3.15     the class of graph models; Keras exports no name for it
     Sequential._functional                      3.12 - 3.15     the graph behind a built Sequential model
     Functional._inputs_struct                   3.12 - 3.15     the graph's inputs, nested as the user nested them
-    Layer._get_own_losses                       3.12 - 3.15     what a layer adds to the loss, asked for also when nested
+    Layer._get_own_losses                       3.12 - 3.15     what a layer adds to the loss, also when nested
     Functional._run_through_graph               3.12 - 3.15     replays the graph with another function per operation
     KerasTensor._keras_history                  3.15            the operation and node a graph's tensor comes from
     Operation._inbound_nodes, Node.input_tensors 3.15           the tensors that went into one use of an operation
@@ -17,11 +17,10 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Trainer._compile_loss, _compile_metrics     3.12 - 3.15     what `compile` made of the loss and the metrics, or None
     Trainer._loss_tracker                       3.12 - 3.15     the mean behind the log "loss"
     Optimizer._learning_rate                    3.15            its schedule, variable or callable itself
-    serialization_lib.SafeModeScope             3.12 - 3.15     lets the lambdas of a live layer be made again
     keras.src.backend.common.global_state       3.15            holds the generator behind seed=None
-    tensorflow.python.eager.context             TF 2.21       holds the counter that seeds eager operations
-    tensorflow.python.ops.stateful_random_ops   TF 2.21       holds tf.random's global generator, if there is one
-    tensorflow.python.ops.control_flow_util     TF 2.21       knows whether a graph is being made for XLA
+    tensorflow.python.eager.context             TF 2.21         holds the counter that seeds eager operations
+    tensorflow.python.ops.stateful_random_ops   TF 2.21         holds tf.random's global generator, if there is one
+    tensorflow.python.ops.control_flow_util     TF 2.21         knows whether a graph is being made for XLA
 """
 
 import contextlib
@@ -49,7 +48,6 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
-from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.ops import control_flow_util, stateful_random_ops  # noqa: E402
 
@@ -59,9 +57,9 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "graph_of", "in_xla", "keras",
-           "loss_tracker", "parts_of", "producer", "replay", "same_randomness", "schedule_of", "serializable", "task_loss",
-           "tf", "trusting", "uses"]
+__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "functions_of",
+           "graph_of", "in_xla", "keras", "loss_tracker", "parts_of", "producer", "replay", "same_randomness",
+           "schedule_of", "serializable", "task_loss", "tf", "uses", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -106,7 +104,6 @@ def in_xla():
     """Is a graph being traced that XLA will compile as a whole, where lookup tables and checks cannot be."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
         tf.compat.v1.get_default_graph())
-
 
 
 def replay(graph, inputs, operation, call=None):
@@ -159,9 +156,17 @@ def call_losses(layer):
     return losses
 
 
-def trusting():
-    """A context in which configs may hold Python lambdas: for those just taken from live layers."""
-    return SafeModeScope(False)
+def functions_of(layer):
+    """The functions of the Lambdas in a layer, in order. Out of a config they come without the names they use."""
+    return [part.function for part in parts_of(layer) if isinstance(part, keras.layers.Lambda)]
+
+
+def with_functions(layer, functions):
+    """`layer`, whose Lambdas now hold `functions`, see `functions_of`."""
+    lambdas = [part for part in parts_of(layer) if isinstance(part, keras.layers.Lambda)]
+    for part, function in zip(lambdas, functions, strict=False):       # parts that are not built yet are not there
+        part.function = function
+    return layer
 
 
 def schedule_of(optimizer):

@@ -2,7 +2,7 @@
 
 from .. import _models
 from .._check import require
-from .._keras import ModelWithOwnLosses, keras
+from .._keras import ModelWithOwnLosses, keras, same_randomness
 from . import legacy_name, to_legacy
 
 
@@ -27,7 +27,7 @@ class Adopted(ModelWithOwnLosses):
     def __init__(self, base, recipe, name=None, twin=None):
         super().__init__(name=name or base.name, dtype=base.dtype_policy, autocast=False)
         require_plain(base, self.caller)
-        with _models.scope_of(base):
+        with same_randomness(), _models.scope_of(base):
             legacy = self.rewrite(twin or to_legacy(base, self.caller), base, **recipe)
             # A layer that is not trainable keeps its variables from training, whatever their own flags say.
             trained = {id(variable) for variable in legacy.trainable_variables}

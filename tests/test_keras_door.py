@@ -1,0 +1,99 @@
+"""What tfopt relies on in Keras' and TensorFlow's private names, asked of the versions that are installed."""
+
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt import _keras
+
+
+def functional():
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((3,), name="b")}
+    return keras.Model(inputs, keras.layers.Dense(2, name="dense")(inputs["a"] + inputs["b"]))
+
+
+def test_graphs_are_found_where_they_are():
+    sequential = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert _keras.graph_of(functional()) is not None
+    assert _keras.graph_of(sequential).inputs[0].shape == (None, 3)
+    assert _keras.graph_of(keras.Sequential([keras.layers.Dense(2)])) is None
+    assert _keras.graph_of(keras.layers.Dense(2)) is None
+
+
+def test_fresh_inputs_keep_the_nesting():
+    fresh = _keras.fresh_inputs(functional())
+    assert {key: x.shape for key, x in fresh.items()} == {"a": (None, 3), "b": (None, 3)}
+
+
+def test_a_replayed_graph_computes_the_same(rng):
+    model = functional()
+    inputs = _keras.fresh_inputs(model)
+    seen = []
+    outputs = _keras.replay(model, inputs, lambda op: op, lambda op, *args: seen.append(op.name) or op(*args))
+    x = {"a": rng.normal(size=(4, 3)), "b": rng.normal(size=(4, 3))}
+    np.testing.assert_array_equal(keras.Model(inputs, outputs)(x), model(x))
+    assert seen[-1] == "dense"
+
+
+def test_uses_come_in_order_with_their_arguments():
+    assert [op.name.split("_")[0] for op, *_ in _keras.uses(functional())] == ["add", "dense"]
+
+
+def test_the_compiled_loss_and_its_tracker():
+    model = functional()
+    model.compile("sgd", "mse")
+    x = {"a": np.ones((2, 3)), "b": np.ones((2, 3))}
+    model.fit(x, np.zeros((2, 2)), verbose=0)
+    assert float(_keras.task_loss(model, tf.zeros((2, 2)), tf.ones((2, 2)), None)) == 1.0
+    assert isinstance(_keras.loss_tracker(model), keras.metrics.Mean)
+    _keras.forget_compiled(model)
+    assert _keras.task_loss(model, None, None, None) is None
+
+
+def test_the_schedule_an_optimizer_holds():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    assert _keras.schedule_of(keras.optimizers.SGD(schedule)) is schedule
+    assert _keras.schedule_of(keras.optimizers.SGD(0.1)) is None
+
+
+def test_own_losses_count_in_a_nested_model():
+    class Penalty(_keras.ModelWithOwnLosses):
+        def call(self, x):
+            return x
+
+        def own_losses(self):
+            return [tf.constant(3.0)]
+
+    inputs = keras.Input((2,))
+    assert [float(loss) for loss in keras.Model(inputs, Penalty()(inputs)).losses] == [3.0]
+
+
+def draw():
+    return (random.random(), np.random.rand(), float(tf.random.uniform([])), float(keras.random.uniform([])))
+
+
+def test_randomness_is_put_back():
+    with _keras.same_randomness():
+        first = draw()
+    assert draw() == first
+    assert draw() != first                                                  # negative control
+
+
+def test_lambdas_keep_their_functions():
+    factor = 3.0
+    layer = keras.layers.Lambda(lambda x: x * factor)
+    assert float(_keras.remade(layer)(tf.ones([]))) == 3.0
+
+
+def test_xla_is_noticed():
+    seen = []
+    tf.function(lambda: seen.append(_keras.in_xla()) or tf.zeros([]), jit_compile=True)()
+    tf.function(lambda: seen.append(_keras.in_xla()) or tf.zeros([]))()
+    assert seen == [True, False]
+
+
+def test_no_other_keras_is_taken(run_python):
+    done = run_python("import keras; keras.__version__ = '3.11.0'; import tfopt.schedules", check=False)
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: tfopt needs Keras >= 3.12. Received")
