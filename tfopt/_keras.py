@@ -177,11 +177,17 @@ def schedule_of(optimizer):
 
 @contextlib.contextmanager
 def same_randomness():
-    """On leaving, the random states of Python, NumPy, TensorFlow and Keras are what they were on entering."""
+    """On leaving, the random states of Python, NumPy, TensorFlow and Keras are what they were on entering.
+
+    TensorFlow keeps the kernel of an eager operation, with its state, under the seed the operation drew. Inside, seeds
+    come from another stream, so that no kernel that is waiting outside is advanced.
+    """
     eager, name = eager_context.context(), "global_seed_generator"
     keras_seeds, tf_generator = global_state.get_global_attribute(name), stateful_random_ops.global_generator
     states = random.getstate(), np.random.get_state()
     operations = eager._rng.getstate() if getattr(eager, "_rng", None) else None
+    if operations:
+        eager._rng.seed(f"inside {eager._rng.random()}")
     variables = [generator.state for generator in (keras_seeds, tf_generator) if generator is not None]
     values = [variable.numpy() for variable in variables]
     try:
