@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from ._check import require
-from ._keras import fresh_inputs, fresh_operation, graph_of, keras, replay, tf, trusting
+from ._keras import fresh_inputs, fresh_operation, graph_of, keras, replay, tf
 
 
 def describe(model):
@@ -124,8 +124,11 @@ def scope_of(model):
 
 def from_config(layer):
     """A new layer with the config of `layer`, not yet built."""
-    safe = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}      # its function is here already
-    return type(layer).from_config(layer.get_config(), **safe)
+    if not isinstance(layer, keras.layers.Lambda):
+        return type(layer).from_config(layer.get_config())
+    new = type(layer).from_config(layer.get_config(), safe_mode=False)
+    new.function = layer.function           # the one in the config is compiled code without what it refers to
+    return new
 
 
 def copy(model, *, change=None, call=None, shape=lambda x: x.shape, value=lambda variable: variable):
@@ -147,8 +150,7 @@ def copy(model, *, change=None, call=None, shape=lambda x: x.shape, value=lambda
             return fresh(op)
         if id(op) not in pairs:
             new = clone_graph(op) if graph_of(op) is not None else change(op) if change else None
-            with trusting():
-                pairs[id(op)] = op, new or from_config(op)
+            pairs[id(op)] = op, new or from_config(op)
         return pairs[id(op)][1]
 
     def clone_graph(owner):

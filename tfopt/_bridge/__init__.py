@@ -8,7 +8,7 @@ from .._keras import keras, same_randomness
 from .build import Builder, is_embedded, legacy_name, run
 from .parity import require_equal
 
-__all__ = ["constraints", "copy_back", "embedded", "is_embedded", "legacy_name", "to_legacy"]
+__all__ = ["copy_back", "embedded", "is_embedded", "legacy_name", "to_legacy"]
 
 
 def to_legacy(model, caller="to_legacy", dtype=None):
@@ -37,21 +37,15 @@ def embedded(legacy):
     return [layer for layer in legacy.layers if is_embedded(layer)]
 
 
-def constraints(legacy):
-    """{id of a tf.Variable: its constraint} for the weights of a twin, those inside black boxes included."""
-    found = {id(variable): variable.constraint for variable in legacy.weights}
-    for layer in embedded(legacy):
-        found.update((id(variable.value), variable.constraint) for variable in layer.inner.variables)
-    return {key: constraint for key, constraint in found.items() if constraint is not None}
-
-
 def copy_back(legacy, model, caller="copy_back"):
     """A new Keras 3 model like `model` with the weights of `legacy`: a twin of it, or what a technique made of that.
 
     Raises:
       ValueError: a layer with weights has no counterpart of its name and shapes in `legacy`.
     """
-    new, twins = _models.copy(model), {layer.name: layer for layer in legacy.layers}
+    with same_randomness():
+        new = _models.copy(model)
+    twins = {layer.name: layer for layer in legacy.layers}
     lost = [path for path, layer in _models.layers(new).items()
             if layer.weights and not _take(layer, twins.get(legacy_name(path)))]
     require(not lost, f"{caller} needs the twin of every layer with weights", missing=lost)

@@ -6,25 +6,28 @@ import json
 
 import tf_keras
 
-from .._keras import call_losses, keras, parts_of, tf
+from .._keras import call_losses, functions_of, keras, parts_of, tf, with_functions
 
 _TENSOR = "tfopt:tensor:"          # stands in a call's arguments for its i-th tensor
-_live = {}                         # text written from a live object of this process -> the classes in it Keras lacks
+_live = {}                         # text written from a live object of this process -> what the text cannot hold of it
 
 
 def dump(value, dtype=None):
     """A Keras 3 object, or a structure of constants, as a JSON text that tf_keras cannot mistake for its own config."""
     text = json.dumps(_tidy(keras.saving.serialize_keras_object(value), dtype), sort_keys=True)
     parts = [part if inspect.isfunction(part) else type(part) for part in parts_of(value)]
-    _live[text] = {part.__name__: part for part in parts if not part.__module__.startswith(("keras.", "builtins"))}
+    classes = {part.__name__: part for part in parts if not part.__module__.startswith(("keras.", "builtins"))}
+    _live[text] = classes, functions_of(value)
     return text
 
 
 def load(text):
     """What `dump` wrote. Of unregistered classes and lambdas, which are the user's own, only in the same process."""
-    live = _live.get(text)
-    return keras.saving.deserialize_keras_object(
-        json.loads(text), **({} if live is None else {"custom_objects": live, "safe_mode": False}))
+    if text not in _live:
+        return keras.saving.deserialize_keras_object(json.loads(text))
+    classes, functions = _live[text]
+    new = keras.saving.deserialize_keras_object(json.loads(text), custom_objects=dict(classes), safe_mode=False)
+    return with_functions(new, functions)
 
 
 def _tidy(config, dtype):
@@ -79,6 +82,8 @@ class Embedded(tf_keras.layers.Layer):
             trains = variable.value.trainable and i not in self._recipe["fixed"]
             (self._trainable_weights if trains else self._non_trainable_weights).append(variable.value)
             self._track_trackable(variable.value, f"variable_{i}")
+            for part in getattr(variable.value, "values", [variable.value]):
+                part._constraint = variable.constraint      # where tf_keras looks for it
             if trains and self.trainable and variable.regularizer is not None:
                 self.add_loss(functools.partial(variable.regularizer, variable))
 

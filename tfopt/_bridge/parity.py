@@ -63,7 +63,7 @@ def _first_difference(graph, batch, build, tolerance):
         training = {"training": False} if layer and "training" in inspect.signature(op.call).parameters else {}
         outputs = op(*given[0], **given[1], **training)
         twin_outputs = build.use(op, given, symbols, prefix)
-        if not found and not _close(outputs, twin_outputs, tolerance):
+        if not found and not _close(_with_masks(outputs), _with_masks(twin_outputs), tolerance):
             gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
                        if a.shape == b.shape), default=np.nan)
             found.append((f"{prefix}{op.name}", type(op).__name__, float(gap)))
@@ -73,6 +73,11 @@ def _first_difference(graph, batch, build, tolerance):
     return found[0] if found else (graph.name, "the layers one by one do, the whole", float("nan"))
 
 
+def _with_masks(outputs):
+    outputs = keras.tree.flatten(outputs)
+    return outputs, [mask for x in outputs if (mask := getattr(x, "_keras_mask", None)) is not None]
+
+
 def _arrays(outputs):
     return [np.asarray(keras.ops.convert_to_numpy(x), "float64") for x in keras.tree.flatten(outputs)
             if x.dtype != "string"]
@@ -80,7 +85,10 @@ def _arrays(outputs):
 
 def _close(expected, got, tolerance):
     """Equal within `tolerance` of the largest value; NaN and infinity where the other has them."""
-    for a, b in zip(_arrays(expected), _arrays(got), strict=True):
+    expected, got = _arrays(expected), _arrays(got)
+    if len(expected) != len(got):
+        return False
+    for a, b in zip(expected, got, strict=True):
         scale = max(1.0, np.abs(a[np.isfinite(a)]).max(initial=0))
         if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True):
             return False

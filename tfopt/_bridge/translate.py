@@ -8,21 +8,23 @@ import tf_keras
 from .._keras import keras, tf
 from .embed import dump, load
 
-_SAME = {"Add", "Attention", "Average", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
+_SAME = {"Add", "Average", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
          "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D",
          "Conv3DTranspose", "Cropping1D", "Cropping2D", "Cropping3D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D",
          "Dot", "Dropout", "ELU", "EinsumDense", "Embedding", "Flatten", "GaussianDropout", "GaussianNoise",
          "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
          "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GroupNormalization", "Identity", "LayerNormalization",
          "LeakyReLU", "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum",
-         "MultiHeadAttention", "Multiply", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape",
+         "Multiply", "PReLU", "Permute", "ReLU", "RepeatVector", "Rescaling", "Reshape",
          "SeparableConv1D", "SeparableConv2D", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
          "SpatialDropout3D", "Subtract", "UnitNormalization", "UpSampling1D", "UpSampling3D",
          "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"}
+_OTHER_MASKS = {"Add", "Average", "Concatenate", "Dot", "GroupNormalization", "Identity", "Maximum", "Minimum",
+                "Multiply", "Rescaling", "Softmax", "Subtract"}              # these treat masks in another way
 _ACTIVATIONS = {"elu", "exponential", "gelu", "linear", "relu", "selu", "sigmoid", "softmax", "softplus", "softsign",
                 "tanh"}
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
-_NO_MATTER = {"seed", "use_cudnn", "flash_attention"}       # of no consequence for what is computed
+_NO_MATTER = {"seed", "use_cudnn"}       # of no consequence for what is computed
 _BASE = {"name", "dtype", "trainable", "activity_regularizer", "zero_output_for_mask"}
 
 
@@ -72,6 +74,8 @@ def layer_twin(layer, name, dtype=None, masked=False):
       masked: its inputs carry masks.
     """
     kind = type(layer).__name__
+    if masked and kind in _OTHER_MASKS:
+        return None
     if (type(layer) is not getattr(keras.layers, kind, None) or "float" not in layer.dtype_policy.name
             or layer.quantization_mode is not None or getattr(layer, "data_format", None) == "channels_first"):
         return None
