@@ -13,11 +13,10 @@ from .. import _models
 from .._check import require
 from .._keras import fresh_inputs, graph_of, keras, tf
 from . import _file
-from ._lite import LiteModel, flatten, quiet
+from ._lite import LiteModel, quiet, take
 from ._train import Quantized
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
-_MOST = 256                                                # samples that calibrate and check; more change little
 _INT16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
 
 
@@ -90,7 +89,7 @@ def _inputs(model, calibration):
     if graph is not None:
         inputs = fresh_inputs(graph)
         if calibration is not None:
-            shapes = [array.shape for array in _take(calibration, inputs)]
+            shapes = [array.shape for array in take(calibration, inputs)]
             sizes = iter(shapes)
             inputs = keras.tree.map_structure(lambda x: _sized(x, next(sizes)), inputs)
     else:
@@ -116,22 +115,9 @@ def _sized(x, shape):
     return keras.Input(batch_shape=(x.shape[0], *known), dtype=x.dtype, sparse=x.sparse, name=x.name)
 
 
-def _take(calibration, inputs):
-    """At most _MOST samples of the calibration data, as a list of arrays in the model's order."""
-    flat = keras.tree.flatten(inputs)
-    if isinstance(calibration, tf.data.Dataset):
-        calibration = calibration.unbatch().take(_MOST).batch(_MOST)
-    arrays = [np.asarray(array)[:_MOST] for array in flatten(calibration, inputs, [x.name for x in flat])]
-    require(len(arrays) == len(flat) and len({len(array) for array in arrays}) == 1 and len(arrays[0]) > 0
-            and all(np.ndim(array) == len(x.shape) for array, x in zip(arrays, flat, strict=True)),
-            "`calibration` must hold one array of shape (samples, ...) for each input of the model",
-            shapes=[array.shape for array in arrays], do=f"Its inputs are {({x.name: x.shape for x in flat})}.")
-    return [array.astype(x.dtype) for array, x in zip(arrays, flat, strict=True)]
-
-
 def _samples(inputs, calibration):
     if calibration is not None:
-        return _take(calibration, inputs)
+        return take(calibration, inputs)
     noise = np.random.default_rng(0)
     return [noise.standard_normal((8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
             else np.zeros((8, *x.shape[1:]), x.dtype) for x in keras.tree.flatten(inputs)]
