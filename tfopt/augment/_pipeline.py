@@ -196,10 +196,11 @@ class Pipeline(keras.layers.Layer):
 
         program = self._program(images, training)
         images, masks, boxes = program(images, epoch, index, memory=memory, masks=masks, boxes=boxes)
-        keys = _random.example_keys(self.seed, epoch, index) if mixes else None
+        if mixes:
+            keys = _random.example_keys(self.seed, epoch, index)
+            numbers = _random.uniform(keys, {place: op.draws for place, op in mixes})
         for place, op in mixes:
-            images, labels = op.mix(tf.cast(images, tf.float32), labels, _random.uniform(keys, place, op.draws),
-                                    keys[0])
+            images, labels = op.mix(tf.cast(images, tf.float32), labels, numbers[place], keys[0])
         if mixes and program.result.is_integer:
             images = tf.round(images)
         views = {**batch, "images": tf.cast(images, program.result)}

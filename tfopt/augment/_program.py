@@ -41,7 +41,8 @@ class Program:
                     self._add(_Change(place, part, settings, shape))
         if not self.clusters or not self.clusters[-1][-1].compiled:
             self.clusters.append([])                          # only the way out
-        compile_ = tf.function(jit_compile=True, autograph=False) if settings["jit_compile"] else lambda function: function
+        self.streams = {place: part.draws for place, part in parts}
+        compile_ = tf.function(jit_compile=True, autograph=False) if settings["jit_compile"] else lambda run: run
         self._draw = compile_(self._parameters)
         self._passes = [compile_(self._pass(cluster)) if all(step.compiled for step in cluster) else self._pass(cluster)
                         for cluster in self.clusters]
@@ -74,7 +75,8 @@ class Program:
 
     def _parameters(self, epoch, index):
         keys = _random.example_keys(self.settings["seed"], epoch, index)
-        return keys, tuple(step.draw(keys) for cluster in self.clusters for step in cluster)
+        numbers = _random.uniform(keys, self.streams)
+        return keys, tuple(step.draw(numbers, tf.shape(index)) for cluster in self.clusters for step in cluster)
 
     def _pass(self, steps):
         last = steps is self.clusters[-1]
@@ -113,12 +115,12 @@ class _Warp:
         for _, part in run:
             self.new = part.size(self.new)
 
-    def draw(self, keys):
-        size, whole = self.old, _geometry.identity(tf.shape(keys[0]))
+    def draw(self, numbers, batch):
+        size, whole = self.old, _geometry.identity(batch)
         for place, part in self.run:
-            u = _random.uniform(keys, place, part.draws)
-            matrix = part.matrix(u, size) if self.random else part.still(tf.shape(keys[0]), size)
-            whole = _geometry.compose(whole, _geometry.select(part.acts(u), matrix) if self.random else matrix)
+            u = numbers[place]
+            matrix = _geometry.select(part.acts(u), part.matrix(u, size)) if self.random else part.still(batch, size)
+            whole = _geometry.compose(whole, matrix)
             size = part.size(size)
         return whole
 
@@ -138,12 +140,9 @@ class _Recolour:
         self.mixing = shape[2] > 1 and any(part.mixing for _, part in run)
         self.centring = any(part.centring for _, part in run)
 
-    def draw(self, keys):
-        maps = []
-        for place, part in self.run:
-            u = _random.uniform(keys, place, part.draws)
-            maps.append(_colour.select(part.acts(u), part.affine(u, self.channels, self.low, self.high)))
-        return _colour.compose(maps)
+    def draw(self, numbers, batch):
+        return _colour.compose([_colour.select(part.acts(u), part.affine(u, self.channels, self.low, self.high))
+                                for part, u in ((part, numbers[place]) for place, part in self.run)])
 
     def __call__(self, images, affine, keys):
         images = _colour.recolour(tf.cast(images, tf.float32), affine, mixing=self.mixing, centring=self.centring)
@@ -157,8 +156,8 @@ class _Change:
         self.place, self.part, self.shape, self.compiled = place, part, shape, part.compiled
         self.low, self.high = settings["value_range"]
 
-    def draw(self, keys):
-        u = _random.uniform(keys, self.place, self.part.draws)
+    def draw(self, numbers, batch):
+        u = numbers[self.place]
         return self.part.acts(u), tuple(self.part.parameters(u, self.shape))
 
     def __call__(self, images, drawn, keys):

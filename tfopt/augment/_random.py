@@ -34,11 +34,13 @@ def example_keys(seed, epoch, index):
     return threefry(threefry(seeds, _halves(epoch)), _halves(index))
 
 
-def uniform(keys, stream, count):
-    """float32[batch, count] in [0, 1): the numbers of one stream (an operation's place in the pipeline)."""
-    lanes = tf.range(count)[None] + stream * 4096
-    x, _ = threefry((keys[0][:, None], keys[1][:, None]), (tf.cast(lanes, tf.uint32), _word(1)))
-    return _unit(x)
+def uniform(keys, streams):
+    """{stream: float32[batch, count] in [0, 1)} for {stream: count}: each operation has a stream of its own."""
+    lanes = [stream * 4096 + lane for stream, count in streams.items() for lane in range(count)]
+    if not lanes:
+        return {stream: tf.zeros((tf.shape(keys[0])[0], 0)) for stream in streams}
+    x, _ = threefry((keys[0][:, None], keys[1][:, None]), (tf.constant([lanes], tf.uint32), _word(1)))
+    return dict(zip(streams, tf.split(_unit(x), list(streams.values()), axis=1), strict=True))
 
 
 def pixel_noise(keys, shape, stream):

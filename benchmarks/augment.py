@@ -1,0 +1,143 @@
+"""What augmentation costs: CPU time per image against others' pipelines of the same operations, side by side in one run.
+
+    python benchmarks/augment.py [--size 32 64 224] [--rounds 5]
+
+Every candidate runs as a tf.data pipeline over the same uint8 images in batches of 64 (Keras' generator and
+albumentations as their own loops), once to warm up and compile, then in turn; the medians are compared. CPU time of the
+whole process, so neither cores nor other work on the machine matter much.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt import augment
+
+BATCH = 64
+layers = keras.layers
+
+
+def images(size, channels=3, count=512):
+    small = np.random.default_rng(0).uniform(0, 255, (count, 8, 8, channels))
+    return tf.cast(tf.image.resize(small, (size, size)), tf.uint8).numpy()
+
+
+def through_data(function, x):
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(BATCH).map(function, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def run():
+        for _ in dataset.prefetch(2):
+            pass
+    return run
+
+
+def keras_chain(chain, x):
+    model = keras.Sequential(chain)
+    return through_data(lambda batch: model(tf.cast(batch, tf.float32), training=True), x)
+
+
+def ours(ops, x):
+    return through_data(augment.Pipeline(ops).map, x)
+
+
+def generator(x):
+    maker = tf.keras.preprocessing.image.ImageDataGenerator(
+        horizontal_flip=True, rotation_range=18, zoom_range=0.2, width_shift_range=0.1, height_shift_range=0.1,
+        shear_range=6)
+    flow = maker.flow(x.astype("float32"), batch_size=BATCH)
+
+    def run():
+        for step in range(len(flow)):
+            flow[step]
+    return run
+
+
+def albumentations_five(x):
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations as A  # noqa: N812
+
+    chain = A.Compose([A.HorizontalFlip(p=0.5), A.Rotate(18, p=1), A.Affine(scale=(0.8, 1.2), p=1),
+                       A.Affine(translate_percent=(-0.1, 0.1), p=1), A.Affine(shear=(-6, 6), p=1)])
+
+    def run():
+        for start in range(0, len(x), BATCH):
+            np.stack([chain(image=image)["image"] for image in x[start:start + BATCH]])
+    return run
+
+
+def compare(title, candidates, x, rounds):
+    """Prints one line: the CPU time of the first candidate, and how many times more each other one takes."""
+    first = []
+    for run in candidates.values():
+        start = time.process_time()
+        run()
+        first.append(time.process_time() - start)
+    spent = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            start = time.process_time()
+            run()
+            spent[name].append((time.process_time() - start) / len(x) * 1e6)
+    cost = {name: statistics.median(times) for name, times in spent.items()}
+    (mine, base), *others = cost.items()
+    print(f"{title}: {mine} {base:.1f} us per image (first pass, compilation included: {first[0]:.1f} s); "
+          + "; ".join(f"{name} {value:.0f} us, x{value / base:.1f}" for name, value in others), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, nargs="+", default=[32, 64, 224])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=["geometric", "ten", "gray", "policy", "others"])
+    arguments = parser.parse_args()
+    geometric = [augment.Flip(), augment.Rotate(0.05), augment.Zoom(0.2), augment.Translate(0.1), augment.Shear(0.1)]
+    colours = [augment.Brightness(0.2), augment.Contrast(0.2), augment.Saturation(0.3), augment.Hue(0.1)]
+
+    def keras_geometric():
+        return [layers.RandomFlip("horizontal"), layers.RandomRotation(0.05), layers.RandomZoom(0.2),
+                layers.RandomTranslation(0.1, 0.1), layers.RandomShear(0.1, 0.0)]
+
+    def keras_colours():
+        return [layers.RandomBrightness(0.2), layers.RandomContrast(0.2), layers.RandomSaturation((0.35, 0.65)),
+                layers.RandomHue(0.1)]
+
+    if "geometric" in arguments.only:
+        for size in arguments.size:
+            x = images(size, count=512 if size < 200 else 128)
+            compare(f"5 geometric operations, {size} px",
+                    {"tfopt": ours(geometric, x), "keras.layers": keras_chain(keras_geometric(), x)}, x,
+                    arguments.rounds)
+    x = images(64)
+    if "ten" in arguments.only:
+        compare("10 operations, 64 px",
+                {"tfopt": ours([*geometric, *colours, augment.Erase()], x),
+                 "keras.layers": keras_chain([*keras_geometric(), *keras_colours(), layers.RandomErasing()], x)}, x,
+                arguments.rounds)
+    if "gray" in arguments.only:
+        gray = images(28, channels=1)
+        compare("8 operations, 28 px gray",
+                {"tfopt": ours([*geometric, *colours[:2], augment.Erase()], gray),
+                 "keras.layers": keras_chain([*keras_geometric(), *keras_colours()[:2], layers.RandomErasing()], gray)},
+                gray, arguments.rounds)
+    if "policy" in arguments.only:
+        compare("RandAugment, 64 px", {"tfopt": ours([augment.RandAugment(2, 0.5)], x),
+                                       "keras.layers": keras_chain([layers.RandAugment(num_ops=2, factor=0.5)], x)}, x,
+                arguments.rounds)
+    if "others" in arguments.only:
+        candidates = {"tfopt": ours(geometric, x), "ImageDataGenerator": generator(x)}
+        try:
+            candidates["albumentations"] = albumentations_five(x)
+        except ImportError:
+            print("albumentations is not installed: left out")
+        compare("5 geometric operations, 64 px", candidates, x, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
