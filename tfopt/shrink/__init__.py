@@ -99,10 +99,10 @@ def plan(model, *, where=None):
       where: None | layer names | `layer -> bool`: layers whose own channels may go.
 
     Returns:
-      pandas.DataFrame with a row for every layer that makes channels, or several if its channels belong to different
-      groups: `layer`, `class`, `channels`, `group` (rows with the same number lose the same channels; -1 for none),
-      `macs` (multiply-accumulates of the layer, per example), `status` ("done": channels can go; "skipped") and `why`.
-      Layers without a rule stand in it too, with 0 channels.
+      pandas.DataFrame with a row for every layer with a kernel, or several if its channels belong to different groups:
+      `layer`, `class`, `channels`, `group` (rows with the same number lose the same channels; -1 for none), `macs`
+      (multiply-accumulates per example), `status` ("done": channels can go; "skipped") and `why`. Layers without a rule
+      stand in it too, with 0 channels.
 
     Raises:
       TypeError: `model` is not a Keras 3 model.
@@ -123,14 +123,17 @@ def plan(model, *, where=None):
     rows = []
     for path, layer in _models.layers(model).items():
         macs = sum(choice.graph.work.get(id(variable), 0) * math.prod(variable.shape) for variable in layer.weights)
-        own = choice.label[choice.graph.born.get(id(layer), np.array([], int))]
+        own = [choice.label[row.ids] for row in choice.rows if row.out and len(row.variable.shape) > 1
+               and any(row.variable is variable for variable in layer.weights)]
+        own = own[0] if own else np.array([], int)
         kinds = [(group_of.get(one, -1), choice.locked.get(one, "" if one in group_of else "all or none can go"))
                  for one in own.tolist()]
         if id(layer) in choice.graph.unknown:
             kinds = [(-1, f"no rule for {type(layer).__name__} (see shrink.register)")]
         for group, why in dict.fromkeys(kinds):
             rows.append({"layer": path, "class": type(layer).__name__,
-                         "channels": kinds.count((group, why)) if len(own) else 0, "group": group, "macs": macs,
+                         "channels": kinds.count((group, why)) if len(own) else 0, "group": group,
+                         "macs": macs * kinds.count((group, why)) // len(kinds),
                          "status": "skipped" if why else "done", "why": why})
     return pd.DataFrame(rows, columns=["layer", "class", "channels", "group", "macs", "status", "why"])
 
@@ -208,8 +211,9 @@ def register(layer_class, rule):
         axis), `axis` (negative), `shape` and `dtype`. The graph takes notes: `graph.read(layer, flow)` gives the ids
         that the layer sums over, `graph.make(layer, variable, axis)` ids for channels it makes,
         `graph.record(variable, axis, ids, work=0, out=False)` the ids along an axis of a weight (and how often per
-        example each of its elements is multiplied, and whether a channel is silent where it is zero), `graph.size(layer, key, ids)` the config entry that counts them,
-        `graph.tie(ids, ids)` what goes together and `graph.lock(ids, why)` what must stay.
+        example each of its elements is multiplied, and whether a channel is silent where it is zero),
+        `graph.size(layer, key, ids)` the config entry that counts them, `graph.tie(ids, ids)` what goes together and
+        `graph.lock(ids, why)` what must stay.
 
     Raises:
       ValueError: `layer_class` is not a layer class, or `rule` is not a function.
