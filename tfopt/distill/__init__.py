@@ -1,6 +1,8 @@
 """A small model learns from a large one."""
 
 from ._distiller import Distiller
-from ._losses import Logits
+from ._features import Attention, Features, Relations
+from ._losses import Decoupled, Dist, Logits
+from ._teachers import MovingAverage
 
-__all__ = ["Distiller", "Logits"]
+__all__ = ["Attention", "Decoupled", "Dist", "Distiller", "Features", "Logits", "MovingAverage", "Relations"]

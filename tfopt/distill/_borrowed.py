@@ -6,14 +6,22 @@ import warnings
 from .._check import require
 from .._keras import keras, tf
 from . import _formulas
+from ._features import FeatureLoss
 from ._losses import AnswerLoss, Logits
 
 
-def connect(loss, teacher, student):
-    """(teacher `Result`, student `Result`, y, sample_weight) -> scalar, for any distillation loss."""
-    if isinstance(loss, AnswerLoss):
-        return loss.connect(teacher, student)
-    loss.validate_model_compatibility(teacher.model, student.model)
+def connect(loss, teacher, student, own):
+    """(teacher `Result`, student `Result`, y, sample_weight) -> scalar, for any distillation loss.
+
+    Args:
+      loss: a distillation loss of whatever origin.
+      teacher, student: a `Side` each.
+      own: (channels, shape) -> a projector of features of this shape, owned by the distiller.
+    """
+    if isinstance(loss, AnswerLoss | FeatureLoss):
+        return loss.connect(teacher, student, own)
+    if teacher.model is not None:
+        loss.validate_model_compatibility(teacher.model, student.model)
     if type(loss) is keras.distillation.LogitsDistillation:
         return _logits(loss, teacher, student)
     if type(loss) is keras.distillation.FeatureDistillation:
@@ -31,12 +39,12 @@ def _logits(loss, teacher, student):
         if leaf is keras.losses.kl_divergence:
             warnings.warn('keras.distillation.LogitsDistillation(loss="kl_divergence") compares logits as if they were '
                           "probabilities; the Distiller computes distill.Logits with this temperature instead.",
-                          stacklevel=4)
+                          stacklevel=5)
         if leaf is keras.losses.kl_divergence or isinstance(leaf, keras.losses.KLDivergence):
             right = Logits(loss.temperature, activation="softmax", output=output)
         else:
             right = _Compared(leaf, loss.temperature, output)
-        terms.append(right.connect(teacher, student))
+        terms.append(right.connect(teacher, student, None))
     return lambda *batch: tf.add_n([term(*batch) for term in terms])
 
 

@@ -6,7 +6,8 @@ from .. import _models
 from .._check import require, require_number
 from .._keras import forget_compiled, graph_of, keras, loss_tracker, serializable, task_loss, tf
 from . import _borrowed
-from ._outputs import Side, run
+from ._outputs import Remembered, Side, run
+from ._teachers import MovingAverage, recall
 
 
 class _Hidden:
@@ -28,16 +29,18 @@ class Distiller(keras.Model):
     `sample_weight` weights both terms. Under a strategy every term is divided by the number of replicas, as Keras does.
 
     Args:
-      teacher: a built keras.Model.
+      teacher: a built keras.Model; a list of them, whose losses are averaged (for `Logits` that has the gradient of
+        the mean of their softened answers); `MovingAverage()`, the student's own past; or None for remembered answers,
+        which come with the data, see `remember`.
       student: a built keras.Model with outputs of the teacher's shape. Outputs may be logits or probabilities: the loss
         finds the logits behind a softmax or a sigmoid, and refuses outputs of an unknown kind.
       losses: a loss of `tfopt.distill` or `keras.distillation`, or a list of them.
-      weights: a number >= 0 for each loss. None is 1 for each.
+      weights: for each loss a number >= 0, or a learning-rate schedule of them over optimizer steps. None is 1 each.
       student_weight: the share of the task loss, 0 to 1. With 1 the teacher does not run.
       name: the model's name.
 
     Call:
-      As the student.
+      As the student. With remembered answers `y` of `fit` is {"y": labels, "teacher": answers}.
 
     Raises:
       ValueError: a model is not built, teacher and student do not fit each other or a loss, a weight is out of range.
@@ -62,31 +65,48 @@ class Distiller(keras.Model):
     """
 
     def __init__(self, teacher, student, losses, *, weights=None, student_weight=0.5, name="distiller"):
-        for model in (teacher, student):
+        _models.require_model(student, "distill.Distiller")
+        models = [] if isinstance(teacher, MovingAverage | None) else _as_list(teacher)
+        for model in models:
             _models.require_model(model, "distill.Distiller")
-        require(teacher is not student, "teacher and student must be two models", teacher=teacher.name,
-                do="Copy one with keras.models.clone_model.")
+            require(model is not student, "teacher and student must be two models", teacher=model.name,
+                    do="Pass distill.MovingAverage() for a student that teaches itself.")
+        require(models or not isinstance(teacher, list | tuple), "`teacher` must hold at least one model",
+                teacher=teacher)
         losses = _as_list(losses)
         weights = [1.] * len(losses) if weights is None else _as_list(weights)
         _require_losses(losses, weights)
         require_number("student_weight", student_weight, low=0, high=1)
         with _models.scope_of(student):
             super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+            if isinstance(teacher, MovingAverage):
+                models = [teacher.start(student)]
             self._student_loss = keras.metrics.Mean(name="student_loss")
             self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
         self.student = student
         self.student_weight = student_weight
-        self._hidden = _Hidden(teacher=teacher, losses=losses, weights=weights)
-        inputs = _inputs_of(teacher, student)
-        sides = Side(teacher, "teacher", inputs), Side(student, "student", inputs)
-        self._hidden.terms = [_borrowed.connect(loss, *sides) for loss in losses]
-        self._hidden.teacher_side, self._hidden.student_side = sides
+        self.projectors = []
+        inputs = _inputs_of(student, *models)
+        learner = Side(student, "student", inputs)
+        sides = [Side(model, "teacher", inputs) for model in models] or [Remembered(learner)]
+        with _models.scope_of(student):
+            terms = [[_borrowed.connect(loss, side, learner, self._projector) for side in sides] for loss in losses]
+        self._hidden = _Hidden(given=teacher, models=models, losses=losses, weights=weights, terms=terms,
+                               sides=sides, student=learner)
         self.built = True
 
     @property
     def teacher(self):
-        """The teacher; it is saved with the distiller, and its variables are not counted among the distiller's."""
-        return self._hidden.teacher
+        """The teacher or teachers; saved with the distiller, and not counted among its variables."""
+        models = self._hidden.models
+        return models if len(models) > 1 else models[0] if models else None
+
+    def _projector(self, channels, shape):
+        layer = keras.layers.Dense(channels, name=f"projector_{len(self.projectors)}", dtype=self.variable_dtype,
+                                   kernel_initializer=keras.initializers.GlorotUniform(len(self.projectors)))
+        layer.build(shape)
+        self.projectors.append(layer)
+        return layer
 
     @property
     def output_names(self):
@@ -120,49 +140,74 @@ class Distiller(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        taught = self._ask_teacher(x)
+        taught = self._ask_teachers(x, y)
+        require(taught or (self.student_weight == 1 and self.loss is not None),
+                "without a teacher the data must bring its answers", y=type(y).__name__,
+                do="Pass the data set that distill.remember returns.")
         with tf.GradientTape() as tape:
-            learnt = self._hidden.student_side(x, training=True)
+            learnt = self._hidden.student(x, training=True)
             loss = self._training_loss(taught, learnt, y, sample_weight, count=_length(x))
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         require(variables, "the student must have something to train", student=self.student.name,
                 do="Set `trainable = True` on its layers.")
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
+        if isinstance(self._hidden.given, MovingAverage):
+            self._hidden.given.follow(self.teacher, self.student)
         logs = self.compute_metrics(x, y, learnt.outputs, sample_weight=sample_weight)
         unused = ["student_loss"] if self.loss is None else ["distillation_loss"] if taught is None else []
         return {name: value for name, value in logs.items() if name not in unused}
 
     def test_step(self, data):
-        logs = super().test_step(data)
-        return {name: value for name, value in logs.items() if name not in ("student_loss", "distillation_loss")}
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        measured = self.loss is not None or self._is_taught(y)
+        unused = ["student_loss", "distillation_loss", *([] if measured else ["loss"])]
+        return {name: value for name, value in super().test_step(data).items() if name not in unused}
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, self._labels(y), y_pred, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of one batch: of distillation when training, the student's own task loss otherwise."""
+        if not training and self.loss is None and not self._is_taught(y):
+            return tf.zeros(())
         if training or self.loss is None:
-            learnt = self._hidden.student_side(x, training=training)
-            return self._training_loss(self._ask_teacher(x), learnt, y, sample_weight, count=_length(x))
-        return super().compute_loss(x, y, y_pred, sample_weight)
+            learnt = self._hidden.student(x, training=training)
+            return self._training_loss(self._ask_teachers(x, y), learnt, y, sample_weight, count=_length(x))
+        return super().compute_loss(x, self._labels(y), y_pred, sample_weight)
 
-    def _ask_teacher(self, x):
-        needed = self.student_weight < 1 or self.loss is None
-        return self._hidden.teacher_side(x, training=False) if needed else None
+    def _labels(self, y):
+        remembered = not self._hidden.models and isinstance(y, dict) and "teacher" in y
+        return y.get("y") if remembered else y
+
+    def _is_taught(self, y):
+        return (self.student_weight < 1 or self.loss is None) and (
+            bool(self._hidden.models) or (isinstance(y, dict) and "teacher" in y))
+
+    def _ask_teachers(self, x, y):
+        """A `Result` of each teacher, or None where none is needed or there."""
+        if not self._is_taught(y):
+            return None
+        if self._hidden.models:
+            return [side(x, training=False) for side in self._hidden.sides]
+        return [recall(y["teacher"], self._hidden.student, self._hidden.losses)]
 
     def _training_loss(self, taught, learnt, y, sample_weight, count):
         """Everything is a mean over this replica's examples, divided by the number of replicas."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        share, parts = 0., []
+        share, parts, labels = 0., [], self._labels(y)
         if self.loss is not None:
-            require(y is not None, "the compiled loss needs labels", y=y,
+            require(labels is not None, "the compiled loss needs labels", y=labels,
                     do="Pass them to `fit`, or compile without a loss to learn from the teacher alone.")
-            task = tf.cast(task_loss(self, y, learnt.outputs, sample_weight), self.variable_dtype)
+            task = tf.cast(task_loss(self, labels, learnt.outputs, sample_weight), self.variable_dtype)
             self._student_loss.update_state(task * replicas, sample_weight=count)
             share = self.student_weight
             parts.append(share * task)
         if taught is not None:
-            terms = [weight * tf.cast(term(taught, learnt, y, sample_weight), self.variable_dtype)
-                     for term, weight in zip(self._hidden.terms, self._hidden.weights, strict=True)]
-            distillation = tf.add_n(terms)
+            values = [[tf.cast(term(result, learnt, labels, sample_weight), self.variable_dtype)
+                       for term, result in zip(terms, taught, strict=True)] for terms in self._hidden.terms]
+            distillation = tf.add_n([self._now(weight) * tf.add_n(of_teachers) / len(of_teachers)
+                                     for weight, of_teachers in zip(self._hidden.weights, values, strict=True)])
             self._distillation_loss.update_state(distillation, sample_weight=count)
             parts.append((1 - share) * distillation / replicas)
         parts += [tf.cast(tf.reduce_sum(penalty), self.variable_dtype) / replicas for penalty in self.losses]
@@ -170,17 +215,23 @@ class Distiller(keras.Model):
         loss_tracker(self).update_state(loss * replicas, sample_weight=count)
         return loss
 
+    def _now(self, weight):
+        """A weight's value at this step."""
+        if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+            return tf.cast(weight(self.optimizer.iterations), self.variable_dtype)
+        return weight
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        return {"teacher": serialize(self.teacher), "student": serialize(self.student),
-                "losses": [serialize(loss) for loss in self._hidden.losses], "weights": self._hidden.weights,
+        return {"teacher": serialize(self._hidden.given), "student": serialize(self.student),
+                "losses": serialize(self._hidden.losses), "weights": serialize(self._hidden.weights),
                 "student_weight": self.student_weight, "name": self.name}
 
     @classmethod
     def from_config(cls, config):
         deserialize = keras.saving.deserialize_keras_object
         return cls(deserialize(config["teacher"]), deserialize(config["student"]),
-                   [deserialize(loss) for loss in config["losses"]], weights=config["weights"],
+                   deserialize(config["losses"]), weights=deserialize(config["weights"]),
                    student_weight=config["student_weight"], name=config["name"])
 
 
@@ -207,22 +258,23 @@ def _require_losses(losses, weights):
     require(len(weights) == len(losses), "`weights` must hold one number for each loss", weights=weights,
             losses=len(losses))
     for weight in weights:
-        require_number("weights", weight, low=0)
+        if not isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+            require_number("weights", weight, low=0)
     require(any(weights), "one of the `weights` must be > 0", weights=weights,
             do="Pass student_weight=1 to train without the teacher.")
 
 
-def _inputs_of(teacher, student):
+def _inputs_of(*models):
     """Tensors like those of a batch, from whichever model is a graph."""
-    inputs = [graph_of(model).input for model in (student, teacher) if graph_of(model) is not None]
+    inputs = [graph_of(model).input for model in models if graph_of(model) is not None]
     shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
-    require(len(shapes) < 2 or _fit(*shapes), "teacher and student must take the same inputs",
-            student=shapes[:1], teacher=shapes[1:])
+    for other in shapes[1:]:
+        require(_fit(shapes[0], other), "teacher and student must take the same inputs", shapes=shapes)
     if inputs:
         return inputs[0]
-    shape = student.get_build_config() or teacher.get_build_config() or {}
+    shape = next((config for model in models if (config := model.get_build_config())), {})
     require("input_shape" in shape, "one of teacher and student must tell the shape of its input",
-            teacher=_models.describe(teacher), student=_models.describe(student),
+            models=[_models.describe(model) for model in models],
             do="Build one with keras.Model(inputs, outputs), or with build(input_shape).")
     return keras.KerasTensor(shape["input_shape"])
 

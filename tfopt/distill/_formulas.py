@@ -45,6 +45,72 @@ def binary_divergence(teacher, student, temperature):
     return tf.reduce_sum(divergence(teacher, student, temperature), -1)
 
 
+def standardized(logits):
+    """Each example's logits with mean 0 and standard deviation 1 over the last axis."""
+    centred = logits - tf.reduce_mean(logits, -1, keepdims=True)
+    return centred / tf.sqrt(tf.maximum(tf.reduce_mean(centred ** 2, -1, keepdims=True), 1e-14))
+
+
+def decoupled(teacher, student, target, temperature):
+    """(target part, non-target part) of `divergence`, each per example; `target` holds class numbers."""
+    teacher, student = pair(teacher, student)
+    hit = tf.one_hot(target, student.shape[-1], True, False, dtype=tf.bool)
+
+    def against_the_rest(logits):
+        rest = tf.reduce_logsumexp(tf.where(hit, tf.cast(-1e9, logits.dtype), logits), -1)
+        return tf.stack([tf.reduce_sum(tf.where(hit, logits, tf.zeros_like(logits)), -1), rest], -1)
+
+    def without_target(logits):
+        return tf.where(hit, tf.cast(-1e9, logits.dtype), logits)
+
+    binary = divergence(against_the_rest(teacher / temperature), against_the_rest(student / temperature), 1.)
+    return temperature ** 2 * binary, divergence(without_target(teacher), without_target(student), temperature)
+
+
+def correlation(a, b, axis, weight=None):
+    """Pearson's along `axis`, weighted if weights are given; 0 where one side does not vary."""
+    weight = tf.ones_like(a[:, :1]) if weight is None else weight
+    share = tf.math.divide_no_nan(weight, tf.reduce_sum(weight * tf.ones_like(a), axis, keepdims=True))
+    a, b = (z - tf.reduce_sum(share * z, axis, keepdims=True) for z in (a, b))
+    product, aa, bb = (tf.reduce_sum(share * z, axis) for z in (a * b, a * a, b * b))
+    return product / (tf.sqrt(tf.maximum(aa * bb, 1e-24)))
+
+
+def attention(features):
+    """Where a feature map is active: the mean square over channels, flattened, of length 1."""
+    activity = tf.reduce_mean(to_float(features) ** 2, -1)
+    return tf.math.l2_normalize(tf.reshape(activity, (tf.shape(activity)[0], -1)), -1)
+
+
+def distances(features):
+    """Euclidean distances between all pairs of examples, in units of their mean."""
+    squares = tf.reduce_sum((features[:, None] - features[None]) ** 2, -1)
+    apart = squares > 1e-12
+    length = tf.where(apart, tf.sqrt(tf.where(apart, squares, tf.ones_like(squares))), tf.zeros_like(squares))
+    count = tf.reduce_sum(tf.cast(apart, length.dtype))
+    return tf.math.divide_no_nan(length, tf.math.divide_no_nan(tf.reduce_sum(length), count))
+
+
+def angles(features):
+    """Cosines of the angle at j between i and k, for all triples of examples: (j, i, k)."""
+    edges = tf.math.l2_normalize(features[None] - features[:, None], -1)
+    return tf.matmul(edges, edges, transpose_b=True)
+
+
+def huber(difference):
+    """Half the square up to 1, then a straight line."""
+    size = tf.abs(difference)
+    return tf.where(size < 1, 0.5 * difference ** 2, size - 0.5)
+
+
+def all_replicas(x):
+    """The examples of every replica, for losses that compare examples with each other."""
+    context = tf.distribute.get_replica_context()
+    if x is None or context is None or context.num_replicas_in_sync == 1:
+        return x
+    return context.all_gather(x, axis=0)
+
+
 def mean(values, sample_weight=None):
     """The mean over all values, each times its example's weight: the reduction of Keras' losses."""
     if sample_weight is not None:

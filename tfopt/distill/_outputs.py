@@ -6,7 +6,7 @@ import typing
 
 from .. import _models
 from .._check import require
-from .._keras import graph_of, keras, tf
+from .._keras import graph_of, keras, producer, tf
 from ._formulas import log_probability
 
 _PROBABILITY = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
@@ -102,6 +102,35 @@ class Result(typing.NamedTuple):
         return functools.reduce(lambda outputs, key: outputs[key], path, self.outputs)
 
 
+def _tensors(graph):
+    """{name of an operation: its tensors} of everything the outputs of a graph are made from."""
+    found, waiting, seen = {}, list(graph.outputs), set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            op, inputs = producer(tensor)
+            found.setdefault(op.name, []).append(tensor)
+            waiting.extend(inputs)
+    return found
+
+
+class Remembered:
+    """A teacher that is not there: its answers come with the data."""
+
+    model, name, role = None, "remembered answers", "teacher"
+
+    def __init__(self, student):
+        self._student = student
+
+    def answer(self, output):
+        """As the student's, in logits; the data are looked at when they come."""
+        return self._student.answer(output)._replace(path=(), kind="logits")
+
+    def tap(self, layer):
+        require(False, "remembered answers hold no features", layer=layer, do="Pass the teacher itself.")
+
+
 class Side:
     """The teacher or the student, as the losses see it: its answers, and layers they can tap.
 
@@ -113,6 +142,7 @@ class Side:
 
     def __init__(self, model, role, inputs):
         self.model, self.role, self._inputs = model, role, inputs
+        self.name = model.name
         self._taps = {}
         self._view = None
 
@@ -133,15 +163,13 @@ class Side:
         graph = graph_of(self.model)
         require(graph is not None, "a layer can be tapped in a functional or Sequential model only", layer=layer,
                 **{self.role: _models.describe(self.model)}, do="Use a loss of the answers, such as Logits.")
-        names = [found.name for found in self.model.layers]
-        require(layer in names, f"the {self.role} must have a layer of this name", layer=layer,
-                do=f"Its layers are {', '.join(names)}.")
-        try:
-            self._taps[layer] = self.model.get_layer(layer).output
-            self._view = keras.Model(graph.input, {"outputs": graph.output, "features": self._taps})
-        except (AttributeError, ValueError):
-            require(False, f"a tapped layer of the {self.role} must be used once, and in this model alone", layer=layer,
-                    do="Name another layer, or put an Identity layer behind the use that is meant.")
+        found = _tensors(graph)
+        require(layer in found, f"the {self.role} must have a layer of this name", layer=layer,
+                do=f"Its layers are {', '.join(reversed(found))}.")
+        require(len(found[layer]) == 1, f"a tapped layer of the {self.role} must be used once and have one output",
+                layer=layer, do="Name another layer, or put an Identity layer behind the use that is meant.")
+        self._taps[layer], = found[layer]
+        self._view = keras.Model(graph.input, {"outputs": graph.output, "features": self._taps})
         return tuple(self._taps[layer].shape)
 
     def __call__(self, x, training):
