@@ -308,6 +308,16 @@ def test_a_lite_model_stands_in_the_same_table(rng):
     assert int8_row.latency_ms > 0
 
 
+def test_a_wrapped_model_says_so():
+    from tfopt import prune
+
+    model = mlp()
+    row = report.measure(prune.wrap(model, .5, end=9), runs=1)
+    assert row.macs == report.measure(model, runs=1).macs
+    assert row.latency_ms > 0
+    assert "measure what strip or convert returns" in row.notes[0]
+
+
 # ---- the table and the pictures
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ import numpy as np
 from .. import _models
 from .._check import require, require_number
 from .._keras import fresh_inputs, graph_of, keras, tf
-from ..quantize import LiteModel
 from . import _macs
-from ._lite import LiteSubject
 from ._score import score
 from ._size import packed_size
 from ._table import Row, Table
@@ -107,8 +105,7 @@ def _compare(models, data, title, runs, caller):
     require_number("runs", runs, low=1, integer=True)
     batches = _batches(data, caller)
     example = _first(batches) if batches else None
-    subjects = {name: LiteSubject(model) if isinstance(model, LiteModel) else Subject(model, name, example, caller)
-                for name, model in models.items()}
+    subjects = {name: _subject(model, name, example, caller) for name, model in models.items()}
     with contextlib.ExitStack() as stack:
         for subject in subjects.values():
             stack.enter_context(subject.unchanged())
@@ -119,12 +116,28 @@ def _compare(models, data, title, runs, caller):
                  title)
 
 
+def _subject(model, name, example, caller):
+    if _comes_from(model, "tfopt.quantize._lite"):
+        from ._lite import LiteSubject
+        return LiteSubject(model)
+    return Subject(model, name, example, caller)
+
+
+def _comes_from(model, module):
+    """Is of a class of `module`, without importing that: TFMOT would come along."""
+    return any(f"{kind.__module__}.".startswith(f"{module}.") for kind in type(model).__mro__)
+
+
 class Subject:
     """A Keras model that is being measured."""
 
     def __init__(self, model, name, example, caller):
         _models.require_model(model, caller)
-        self.model, self.notes, graph = model, [], graph_of(model)
+        self.model, self.notes = model, []
+        wrapped = _comes_from(model, "tfopt._bridge")
+        self.graph = graph = graph_of(model.base if wrapped else model)
+        if wrapped:
+            self.notes.append("still wrapped, its masks and ranges are counted: measure what strip or convert returns")
         self.weights = [np.asarray(w) for w in model.weights]
         require(all(np.isfinite(w.astype("float32")).all() for w in self.weights), f"{caller} needs finite weights",
                 model=name, do="It diverged: train it again with a smaller learning rate.")
@@ -138,8 +151,8 @@ class Subject:
 
     def facts(self):
         macs, unknown = None, ()
-        if self.example is not None and graph_of(self.model) is not None:
-            macs, unknown = _macs.count(graph_of(self.model), self.example)
+        if self.example is not None and self.graph is not None:
+            macs, unknown = _macs.count(self.graph, self.example)
         notes = [*self.notes, *(f"macs leave out {name}: no formula for it" for name in unknown)]
         raw, packed = packed_size(self.weights)
         return dict(parameters=sum(w.size for w in self.weights), macs=macs, bytes=raw, gzip=packed,

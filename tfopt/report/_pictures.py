@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .._check import require
@@ -45,9 +46,9 @@ def pareto(rows, x, title):
 
 
 def front(cost, value):
-    """Indices that no other beats: at least as cheap and as good, and better in one."""
+    """Indices that no other beats: as cheap, to 1%, and better; or as good, and cheaper by more than 1%."""
     return [i for i in range(len(cost)) if not any(
-        cost[j] <= cost[i] and value[j] >= value[i] and (cost[j] < cost[i] or value[j] > value[i])
+        (cost[j] <= 1.01 * cost[i] and value[j] > value[i]) or (1.01 * cost[j] < cost[i] and value[j] >= value[i])
         for j in range(len(cost)))]
 
 
@@ -71,7 +72,8 @@ def _label(figure, axes, names, xs, ys):
             outside = max(0, frame.x0 - box.x0) + max(0, box.x1 - frame.x1)
             tries.append((covered + 50 * outside, len(tries), (dx, dy, ha, va), box))
         _, _, (dx, dy, ha, va), box = min(tries, key=lambda entry: entry[:2])
-        axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=9, color=INK, zorder=4)
+        axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=9, color=INK, zorder=4,
+                      path_effects=[withStroke(linewidth=3, foreground="white")])
         taken.append((box.x0, box.y0, box.x1, box.y1))
 
 
@@ -103,7 +105,7 @@ def curves(history):
                 if key in run:
                     part = "validation" if key.startswith("val_") else "training"
                     panel.plot(range(1, len(run[key]) + 1), run[key], style, color=colour, lw=1.6,
-                               label=f"{name}, {part}" if name else part)
+                               label=f"{name}, {part}" if name and part == "validation" else name or part)
         panel.set_title(metric.replace("_", " "), loc="left", color=INK, fontsize=11)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

