@@ -57,7 +57,7 @@ def check(model, rng, keep=0.5, **options):
 # Correctness
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(1000, 10**6), keep=st.sampled_from([0.3, 0.5, 0.7]), round_to=st.sampled_from([1, 4, 8]))
 def test_random_graphs_are_exact(seed, keep, round_to):
     keras.backend.clear_session()
@@ -145,6 +145,15 @@ def test_layers_without_a_rule_are_kept(layer, rng):
     randomize(model, rng)
     assert (status(model, "before"), status(model, "after")) == (["skipped"], ["done"])
     assert not shrink.plan(model).set_index("layer").loc[layer.name, "channels"]
+    small = shrink.channels(model, 0.5)
+    assert gap(silenced(model, small), small, batch(model, rng)) <= EXACT
+
+
+def test_weights_that_keras_adds_are_left_alone(rng):
+    model = keras.Sequential([keras.Input((8,)), *(L.Dense(16, name=name) for name in ("a", "b", "c")), L.Dense(2)])
+    model.get_layer("b").enable_lora(2)
+    randomize(model, rng)
+    assert [status(model, name) for name in "abc"] == [["skipped"], ["skipped"], ["done"]]
     small = shrink.channels(model, 0.5)
     assert gap(silenced(model, small), small, batch(model, rng)) <= EXACT
 
@@ -308,6 +317,15 @@ def test_sequential_stays_sequential(rng):
     model = keras.Sequential([keras.Input((4,)), L.Dense(16, "relu"), L.Dense(16, "relu"), L.Dense(2)])
     small = check(model, rng)
     assert type(small) is keras.Sequential
+
+
+def test_layers_called_by_keyword(rng):
+    x = keras.Input((4,))
+    block_input = keras.Input((16,))
+    block = keras.Model(block_input, L.Dense(16, activation="relu")(block_input))
+    model = keras.Model(x, L.Dense(2)(block(L.Dense(16)(inputs=x))))
+    randomize(model, rng)
+    check(model, rng)
 
 
 def test_dicts_of_inputs(rng):

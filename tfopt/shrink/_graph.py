@@ -203,7 +203,7 @@ def trace(model, rule):
     def operation(op):
         if graph_of(op) is None:
             return lambda *args, **kwargs: rule(op)(graph, args, kwargs)
-        return lambda *args, **kwargs: enter(op, flows_in(args))
+        return lambda *args, **kwargs: enter(op, flows_in(args) or flows_in(kwargs))
 
     def enter(owner, flows):
         known = graph.entries.setdefault(id(owner), flows)

@@ -19,13 +19,18 @@ def rule_of(op):
     A subclass inherits a rule as long as it inherits `call`.
     """
     for kind in type(op).__mro__:
-        if kind in RULES and type(op).call is kind.call:
-            return lambda graph, args, kwargs: RULES[kind](op, graph, *flows_in(args))
+        if kind in RULES and type(op).call is kind.call and not _has_more_weights(op):
+            return lambda graph, args, kwargs: RULES[kind](op, graph, *(flows_in(args) or flows_in(kwargs)[:1]))
     if getattr(op, "weights", ()):
         return functools.partial(_unknown, op)
     if type(op).__name__ == "Concatenate":
         return lambda graph, args, kwargs: _concatenate(op, graph, flows_in(args, kwargs))
     return functools.partial(_weightless, op)
+
+
+def _has_more_weights(layer):
+    """Keras' own quantisation and LoRA add weights that the rules do not know."""
+    return getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False)
 
 
 def _for(*kinds):
