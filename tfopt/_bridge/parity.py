@@ -26,10 +26,11 @@ def require_equal(model, graph, twin, build):
 
 def _run_on_random(model, graph, build):
     """A batch the model accepts, and its outputs: finite ones if any of the batches gives them."""
-    limit = min([getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.twins.values()
-                 if type(op).__name__ in _BOUNDED], default=2)
+    limits = [getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.twins.values()
+              if type(op).__name__ in _BOUNDED]
+    limit = min(limits, default=2)
     problem, candidate = None, None
-    for kind in ("normal", "uniform", "whole"):
+    for kind in ("whole", "normal", "uniform") if limits else ("normal", "uniform", "whole"):
         rng = np.random.default_rng(0)
         batch = keras.tree.map_structure(lambda x, rng=rng, kind=kind: _values(x, rng, limit, kind), graph.input)
         try:

@@ -63,30 +63,46 @@ def kernel(wrapper):
 
 @contextlib.contextmanager
 def observing():
-    """While it lasts, ranges round nothing; yields what `set_ranges` needs."""
-    seen = {}
+    """While it lasts, ranges round nothing; yields a list that fills with the extremes of what runs through them."""
+    seen = []
 
-    def observe(smallest, largest):
+    def observe(kind):
         def note(x, low, high, *args, **kwargs):
-            seen.setdefault(id(low), (low, high, smallest, largest, []))[-1].append(
-                (min(float(tf.reduce_min(x)), 0), max(float(tf.reduce_max(x)), 0)))
+            seen.append((kind, low, high, min(float(tf.reduce_min(x)), 0), max(float(tf.reduce_max(x)), 0)))
             return x
         return note
 
     kept = quant_ops.MovingAvgQuantize, quant_ops.AllValuesQuantize
     try:
-        quant_ops.MovingAvgQuantize, quant_ops.AllValuesQuantize = observe(np.mean, np.mean), observe(np.min, np.max)
+        quant_ops.MovingAvgQuantize, quant_ops.AllValuesQuantize = observe("mean"), observe("all")
         yield seen
     finally:
         quant_ops.MovingAvgQuantize, quant_ops.AllValuesQuantize = kept
 
 
-def set_ranges(seen):
-    """Gives each range what `observing` saw: the mean over the batches, or all values seen for that of an input."""
-    for low, high, smallest, largest, extremes in seen.values():
-        lows, highs = np.transpose(extremes)
-        low.assign(smallest(lows))
-        high.assign(largest(highs))
+def set_ranges(evaluated, trained):
+    """Gives each range the mean of the extremes of all batches, that of an input the extremes of all.
+
+    Args:
+      evaluated, trained: what `observing` saw of the model in inference and in training. The latter is taken where it
+        is over twice as wide, as behind a BatchNormalization that has not learned its statistics: narrow ranges would
+        clip nearly all of what such a layer makes in training, and the gradients explode.
+    """
+    wide = _extremes(trained)
+    for key, (low, high, *found) in _extremes(evaluated).items():
+        _, _, *other = wide[key]
+        if np.ptp(other) > 2 * np.ptp(found):
+            found = other
+        low.assign(found[0])
+        high.assign(found[1])
+
+
+def _extremes(seen):
+    grouped = {}
+    for kind, low, high, *values in seen:
+        grouped.setdefault(id(low), (kind, low, high, []))[-1].append(values)
+    return {key: (low, high, *(np.mean(values, 0) if kind == "mean" else (np.min(values), np.max(values))))
+            for key, (kind, low, high, values) in grouped.items()}
 
 
 class _KernelConfig(default_8bit_quantize_configs.NoOpQuantizeConfig):

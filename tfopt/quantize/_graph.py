@@ -24,8 +24,9 @@ _PASSES = {"ActivityRegularization", "AlphaDropout", "AveragePooling1D", "Averag
            "RandomContrast", "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RepeatVector",
            "Reshape", "Resizing", "SpatialDropout1D", "SpatialDropout2D", "Squeeze", "Transpose", "UpSampling1D",
            "UpSampling2D", "ZeroPadding1D", "ZeroPadding2D"}
-_ROUNDED = {"Add", "Concatenate", "Divide", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "LayerScale", "LeakyReLU",
-            "Maximum", "Mean", "Minimum", "Multiply", "PReLU", "ReLU", "Relu", "Relu6", "Subtract", "TrueDivide"}
+_ROUNDED = {"Add", "Concatenate", "Divide", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "LayerScale",
+            "LeakyReLU", "Maximum", "Mean", "Minimum", "Multiply", "PReLU", "ReLU", "Relu", "Relu6", "Subtract",
+            "TrueDivide"}
 _FIXED = {"Sigmoid", "Softmax", "Tanh"}
 ACTIVATIONS = {"gelu": "range", "hard_silu": "range", "leaky_relu": "range", "relu": "range",
                 "relu6": "range", "sigmoid": "fixed", "silu": "range", "softmax": "fixed", "tanh": "fixed"}
@@ -106,8 +107,8 @@ class Graph:
             return "output", f"channels first: {_OUTPUT}"
         if name == "BatchNormalization":
             return self._able_norm(use)
-        if name == "Normalization" and _by_channel(use):
-            return "norm", "as a depthwise convolution"
+        if name == "Normalization" and _of_images(use):
+            return "norm", "as a depthwise convolution and a frozen BatchNormalization"
         if name == "Rescaling":
             return "scale", "as a multiplication and an addition"
         return _kind(op, name), "" if _kind(op, name) != "output" else _OUTPUT
@@ -211,11 +212,13 @@ def _kind(op, name):
     return next((kind for kind, names in kinds.items() if name in names), "output")
 
 
-def _by_channel(use):
-    """Does a Normalization have one mean and variance for each channel, the last axis?"""
-    op, rank, channels = use.op, len(use.outputs[0].shape), use.outputs[0].shape[-1]
-    return not op.invert and 2 <= rank <= 4 and math.prod(op.mean.shape) in (1, channels) and (
-        op.mean.shape[-1] == math.prod(op.mean.shape))
+def _of_images(use):
+    """Does a Normalization have one mean and variance for each channel of images?
+
+    The columns of a table may differ so much that one range of eight bits for all of them would lose the small ones.
+    """
+    op, shape = use.op, use.outputs[0].shape
+    return len(shape) == 4 and not op.invert and math.prod(op.mean.shape) in (1, op.mean.shape[-1])
 
 
 def called(activation):

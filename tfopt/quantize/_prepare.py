@@ -59,13 +59,12 @@ class Prepared:
 
     def taken_by(self, use, x):
         value = self.values[id(x)]
-        indices = value.given and (use.kind == "float" or isinstance(use.op, layers.Embedding))
-        return value.raw if indices else value.current
+        return value.raw if value.given and (use.kind == "float" or _wants_raw(use)) else value.current
 
     def demand(self, use, x):
         """Sees to it that an input of `use` is rounded."""
         value = self.values[id(x)]
-        if not value.rounded and "float" in x.dtype and not isinstance(use.op, layers.Embedding):
+        if not value.rounded and "float" in x.dtype and not _wants_raw(use):
             maker = self.graph.maker.get(id(x))
             value.current = self.round(value.current, value.given or legacy_name(maker.path),
                                        self.inputs if value.given else self.ranges)
@@ -103,19 +102,20 @@ class Prepared:
 
     def lone(self, use, x):
         """BatchNormalization alone folds into a depthwise convolution that changes nothing."""
-        same = self.layer(use, "same", lambda name: layers.DepthwiseConv2D(
+        return self.round_if(use, _on_four_axes(lambda x: self.plain(use)(self.same(use)(x)), x))
+
+    def same(self, use):
+        return self.layer(use, "same", lambda name: layers.DepthwiseConv2D(
             1, use_bias=False, trainable=False, depthwise_initializer="ones", name=name), kernel=True)
-        return self.round_if(use, _on_four_axes(lambda x: self.plain(use)(same(x)), x))
 
     def norm(self, use, x):
-        """(x - mean) / deviation is a depthwise convolution with a kernel of one pixel and a bias."""
+        """(x - mean) / deviation is a BatchNormalization that has learned its statistics."""
         op, count = use.op, x.shape[-1]
-        deviation = np.maximum(np.sqrt(np.broadcast_to(np.asarray(op.variance).reshape(-1), count)),
-                               keras.config.epsilon())
-        shift = -np.broadcast_to(np.asarray(op.mean).reshape(-1), count) / deviation
-        layer = self.layer(use, "", lambda name: layers.DepthwiseConv2D(1, trainable=False, name=name), kernel=True,
-                           weights=[(1 / deviation).reshape(1, 1, count, 1), shift])
-        return self.round_if(use, _on_four_axes(layer, x))
+        deviation = np.maximum(np.sqrt(np.asarray(op.variance)), keras.config.epsilon())
+        norm = self.layer(use, "", lambda name: layers.BatchNormalization(
+            epsilon=0.0, center=False, scale=False, trainable=False, name=name),
+            weights=[np.broadcast_to(value.reshape(-1), count) for value in (np.asarray(op.mean), deviation ** 2)])
+        return self.round_if(use, norm(self.same(use)(x)))
 
     def scale(self, use, x):
         """LiteRT multiplies and adds in integers if what is between them is rounded."""
@@ -209,6 +209,11 @@ class _Filled:
         for target, source in zip(self.layer.variables, self.weights, strict=True):
             target.assign(source)
         return outputs
+
+
+def _wants_raw(use):
+    """Indices, and columns of very different size, would not survive eight bits."""
+    return use.kind == "output" and isinstance(use.op, layers.Embedding | layers.Normalization)
 
 
 def _on_four_axes(function, x):

@@ -7,7 +7,7 @@ from .. import _models
 from .._bridge import legacy_name
 from .._bridge.adopt import Adopted, require_adopted, require_plain
 from .._check import require
-from .._keras import fresh_inputs, graph_of, keras, serializable, tf
+from .._keras import fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from .._toolkit import quantization as toolkit
 from ._graph import Graph
 from ._lite import take
@@ -119,7 +119,9 @@ def calibrate(model, data):
     """Sets the ranges of a model from `wrap` by what runs through it, before training starts.
 
     Each activation's range becomes the mean of the smallest and of the largest values of the batches (what the moving
-    average of training tends to), that of an input the smallest and largest of all.
+    average of training tends to), that of an input the smallest and largest of all. The model runs once as in
+    inference and once as in training: where the latter makes values over twice as large, because BatchNormalization has
+    not learned its statistics yet, its range is taken.
 
     Args:
       model: what `wrap` returned. Its ranges are set in place, as `adapt` of Keras does; nothing else changes.
@@ -140,11 +142,18 @@ def calibrate(model, data):
     require_adopted(model, Quantized, "quantize.calibrate", "quantize.wrap")
     inputs = fresh_inputs(graph_of(model.base))
     samples = take(data, inputs)
-    with toolkit.observing() as seen:
-        for start in range(0, len(samples[0]), 32):
-            batch = [tf.constant(array[start:start + 32]) for array in samples]
-            model.legacy(keras.tree.pack_sequence_as(inputs, batch), training=False)
-    toolkit.set_ranges(seen)
+    kept = [np.array(variable) for variable in model.variables]
+    seen = []
+    with same_randomness():
+        for training in (False, True):
+            with toolkit.observing() as found:
+                for start in range(0, len(samples[0]), 32):
+                    batch = [tf.constant(array[start:start + 32]) for array in samples]
+                    model.legacy(keras.tree.pack_sequence_as(inputs, batch), training=training)
+            seen.append(found)
+    for variable, value in zip(model.variables, kept, strict=True):
+        variable.assign(value)
+    toolkit.set_ranges(*seen)
     return model
 
 
