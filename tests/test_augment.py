@@ -209,14 +209,11 @@ def test_erase_covers_one_rectangle_of_the_asked_size():
     augment.RandAugment(2, 0)], ids=str)
 @pytest.mark.parametrize("mode", ["reflect", "wrap"])
 def test_what_is_left_alone_stays_bit_for_bit(rng, op, mode):
-    if isinstance(op, augment.RandAugment):
-        images = np.full((3, 8, 8, 3), 77, "uint8")           # flat: its autocontrast and equalize change nothing else
-    else:
-        images = pictures(rng)
+    policy = isinstance(op, augment.RandAugment)       # its autocontrast and equalize leave only flat images alone
+    images = np.full((3, 8, 8, 3), 77, "uint8") if policy else pictures(rng)
     np.testing.assert_array_equal(view([op], images, fill_mode=mode), images)
-    scaled = rng.uniform(0, 1, images.shape).astype("float32") if not isinstance(op, augment.RandAugment) else None
-    if scaled is not None:
-        np.testing.assert_array_equal(view([op], scaled, value_range=(0, 1), fill_mode=mode), scaled)
+    scaled = np.full((3, 8, 8, 3), 77 / 255, "float32") if policy else rng.uniform(0, 1, images.shape).astype("float32")
+    np.testing.assert_array_equal(view([op], scaled, value_range=(0, 1), fill_mode=mode), scaled)
 
 
 def test_probability_is_the_share_of_changed_images(rng):
@@ -269,8 +266,9 @@ def test_each_image_draws_its_own_operations():
 
 
 @pytest.mark.parametrize(("dtype", "value_range", "within"), [
-    ("uint8", (0, 255), 0), ("float32", (0, 1), 0.51 / 255), ("float32", (0, 255), 0.51), ("float32", (-1, 1), 1.02 / 255),
-    ("float16", (0, 255), 0.6), ("bfloat16", (0, 1), 0.01), ("float64", (-1, 1), 1.02 / 255)])
+    ("uint8", (0, 255), 0), ("float32", (0, 1), 0.51 / 255), ("float32", (0, 255), 0.51),
+    ("float32", (-1, 1), 1.02 / 255), ("float16", (0, 255), 0.6), ("bfloat16", (0, 1), 0.01),
+    ("float64", (-1, 1), 1.02 / 255)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ranges_and_dtypes(rng, dtype, value_range, within, channels):
     """The same views in every range and dtype, and none leaves its range."""
@@ -398,7 +396,7 @@ def images_of(shape=(2, 8, 8, 3), dtype="uint8", high=255):
     ([], {}, {"images": images_of(), "mask": images_of()}, "a dict has the keys"),
     ([], {}, {"images": images_of(), "masks": np.zeros(2)}, "masks are"),
     ([], {}, {"images": images_of(), "boxes": np.zeros((2, 4))}, "boxes are"),
-    ([augment.MixUp()], {}, {"images": images_of(), "masks": images_of(), "labels": np.eye(2)}, "no masks and no boxes")])
+    ([augment.MixUp()], {}, {"images": images_of(), "masks": images_of(), "labels": np.eye(2)}, "no masks and no")])
 def test_images_are_refused(ops, settings, images, message):
     with pytest.raises(ValueError, match=message):
         augment.Pipeline(ops, jit_compile=False, **settings).apply(images, epoch=0, index=[0, 1])
@@ -416,7 +414,7 @@ def test_more_refusals():
     with pytest.raises(ValueError, match="map takes images"):
         pipeline.map(images_of(), [0], [0], [0])
     dataset = tf.data.Dataset.from_tensor_slices(images_of(dtype="float32", high=1)).batch(2).map(pipeline.map)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="these images look like 0 .. 1"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="these images look like 0"):
         list(dataset)
     black = np.zeros((2, 8, 8, 3), "float32")
     np.testing.assert_array_equal(pipeline.apply(black, epoch=0, index=[0, 1]), black)     # black is no mistake

@@ -58,26 +58,26 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
     old, channels = tuple(images.shape[1:3]), images.shape[3]
     pixels = tf.reshape(images, (-1, old[0] * old[1], channels))
     columns, rows = sources(matrix, old, new)
-
-    def take(row, column):
-        """Pixels at whole places, which may lie outside."""
-        place = _inside(row, old[0], fill_mode) * old[1] + _inside(column, old[1], fill_mode)
-        values = tf.gather(pixels, tf.reshape(place, (-1, new[0] * new[1])), batch_dims=1)
-        values = values if nearest else tf.cast(values, tf.float32)
-        if fill_mode == "constant":
-            out = (row < 0) | (row > old[0] - 1) | (column < 0) | (column > old[1] - 1)
-            values = tf.where(flat(out), tf.cast(fill_value, values.dtype), values)
-        return values
+    columns, rows = _fold(columns, old[1], fill_mode), _fold(rows, old[0], fill_mode)
 
     def flat(plane):
-        return tf.reshape(plane, (-1, new[0] * new[1], 1))
+        return tf.reshape(plane, (-1, new[0] * new[1]))
 
-    columns, rows = _fold(columns, old[1], fill_mode), _fold(rows, old[0], fill_mode)
+    def take(row, column):
+        """Pixels at whole places up to one outside of the image."""
+        at = _inside(row, old[0], fill_mode) * old[1] + _inside(column, old[1], fill_mode)
+        values = tf.gather(pixels, flat(at), batch_dims=1)
+        values = values if nearest else tf.cast(values, tf.float32)
+        if fill_mode == "constant":
+            out = (row < 0) | (row >= old[0]) | (column < 0) | (column >= old[1])
+            values = tf.where(flat(out)[..., None], tf.cast(fill_value, values.dtype), values)
+        return values
+
     if nearest:
         result = take(*(tf.cast(tf.floor(place + 0.5), tf.int32) for place in (rows, columns)))
     else:
         left, top = tf.floor(columns), tf.floor(rows)
-        right_part, low_part = flat(columns - left), flat(rows - top)
+        right_part, low_part = flat(columns - left)[..., None], flat(rows - top)[..., None]
         x, y = tf.cast(left, tf.int32), tf.cast(top, tf.int32)
         upper, lower = take(y, x), take(y + 1, x)
         upper += right_part * (take(y, x + 1) - upper)
@@ -116,7 +116,10 @@ def _modulo(place, period):
 
 
 def _inside(place, size, fill_mode):
-    return tf.math.floormod(place, size) if fill_mode == "wrap" else tf.clip_by_value(place, 0, size - 1)
+    if fill_mode == "wrap":
+        return tf.where(place < 0, place + size, tf.where(place >= size, place - size, place))
+    place = tf.minimum(place, size - 1)
+    return tf.maximum(place, 0) if fill_mode == "constant" else place
 
 
 def move_boxes(boxes, matrix, old, new):

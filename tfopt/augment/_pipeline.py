@@ -8,7 +8,7 @@ from . import _mix, _random
 from ._colour import Normalize
 from ._geometry import FILL_MODES
 from ._op import Op
-from ._program import Memory, Program
+from ._program import Memory, Program, pad
 
 MASKS = ("masks", "segmentation_masks")
 BOXES = ("boxes", "bounding_boxes")
@@ -159,45 +159,36 @@ class Pipeline(keras.layers.Layer):
 
     def _views(self, batch, *, epoch=None, index=None, training=True, counting=False):
         """The augmented dict; `counting` takes the epoch from how often an example has come by."""
-        names = types.SimpleNamespace(masks=_name(batch, MASKS), boxes=_name(batch, BOXES))
-        unknown = [key for key in batch if key not in KEYS]
-        require("images" in batch and not unknown, f"augment.Pipeline: a dict has the keys {', '.join(KEYS)}",
-                keys=list(batch), do="Leave the others out, or zip them to the result.")
-        images = self._checked(batch["images"])
+        images, masks, boxes = self._images(batch), _masks(batch), _boxes(batch)
         mixes = [(place, op) for place, op in enumerate(self.ops) if isinstance(op, _mix.Mix)] if training else []
-        require(not mixes or not (names.masks or names.boxes),
-                "MixUp and CutMix mix images and labels, no masks and no boxes", keys=list(batch))
-        masks, boxes = batch.get(names.masks), batch.get(names.boxes)
-        if masks is not None:
-            masks = tf.convert_to_tensor(masks)
-            require(masks.shape.rank in (3, 4), "augment.Pipeline: masks are [batch, height, width] or have one more "
-                    "axis", shape=tuple(masks.shape))
-            flat, masks = masks.shape.rank == 3, masks[..., None] if masks.shape.rank == 3 else masks
-        if boxes is not None:
-            boxes = tf.cast(boxes, tf.float32)
-            require(boxes.shape.rank == 3 and boxes.shape[2] == 4, "augment.Pipeline: boxes are [batch, n, 4]",
-                    shape=tuple(boxes.shape))
+        require(not mixes or masks is boxes is None, "MixUp and CutMix mix images and labels, no masks and no boxes",
+                keys=list(batch))
         labels = batch.get("labels")
         for _, op in mixes:
             labels = op.soft(labels)
 
-        memory = None if in_xla() or not training else self._memory()
-        rows = tf.shape(images)[:1]
+        memory = self._memory() if training and not in_xla() else None
+        rows = tf.shape(images)[0]
+        more = memory.rows(rows) - rows if memory else 0
+        images, masks = pad(images, more), masks if masks is None else pad(masks, more)
         if not training:
-            index = epoch = tf.zeros(rows, tf.int64)
+            index = epoch = tf.zeros(tf.shape(images)[:1], tf.int64)
         elif index is None:
-            index = self._fingerprint(images, memory)
-        index = tf.cast(index, tf.int64)
+            index = _random.fingerprint(images, self.jit_compile)
+        else:
+            index = tf.cast(index, tf.int64)
+            require(index.shape.is_compatible_with(batch["images"].shape[:1]),
+                    "augment.Pipeline: `index` has one number per image", index=tuple(index.shape),
+                    images=tuple(batch["images"].shape))
+            index = pad(index, more)
         if counting:
-            epoch = memory.sights(index) if memory else 0
-        epoch = tf.broadcast_to(tf.cast(epoch, tf.int64), rows)
-        require(index.shape.is_compatible_with(images.shape[:1]), "augment.Pipeline: `index` has one number per image",
-                index=tuple(index.shape), images=tuple(images.shape))
+            epoch = memory.sights(index[:rows]) if memory else 0
+        epoch = pad(tf.broadcast_to(tf.cast(epoch, tf.int64), rows[None]), more) if training else epoch
 
         program = self._program(images, training)
-        images, masks, boxes = program(images, epoch, index, memory=memory, masks=masks, boxes=boxes)
+        images, masks, boxes = program(images, epoch, index, rows, masks=masks, boxes=boxes)
         if mixes:
-            keys = _random.example_keys(self.seed, epoch, index)
+            keys = _random.example_keys(self.seed, epoch[:rows], index[:rows])
             numbers = _random.uniform(keys, {place: op.draws for place, op in mixes})
         for place, op in mixes:
             images, labels = op.mix(tf.cast(images, tf.float32), labels, numbers[place], keys[0])
@@ -207,13 +198,17 @@ class Pipeline(keras.layers.Layer):
         if "labels" in batch:
             views["labels"] = labels
         if masks is not None:
-            views[names.masks] = masks[..., 0] if flat else masks
+            name = _name(batch, MASKS)
+            views[name] = masks if len(batch[name].shape) == 4 else masks[..., 0]
         if boxes is not None:
-            views[names.boxes] = boxes
+            views[_name(batch, BOXES)] = boxes
         return views
 
-    def _checked(self, images):
-        images = tf.convert_to_tensor(images)
+    def _images(self, batch):
+        unknown = [key for key in batch if key not in KEYS]
+        require("images" in batch and not unknown, f"augment.Pipeline: a dict has the keys {', '.join(KEYS)}",
+                keys=list(batch), do="Leave the others out, or zip them to the result.")
+        images = tf.convert_to_tensor(batch["images"])
         require(images.shape.rank == 4, "augment.Pipeline takes batches of images [batch, height, width, channels]",
                 shape=tuple(images.shape) if images.shape.rank is not None else None,
                 do="Call `batch` before `map`; give gray images a last axis of 1.")
@@ -233,12 +228,6 @@ class Pipeline(keras.layers.Layer):
             return Memory()
         self._made.memory = self._made.memory or Memory()
         return self._made.memory
-
-    def _fingerprint(self, images, memory):
-        batch = tf.shape(images)[0]
-        rows = memory.rows(batch) if memory else batch
-        padded = tf.pad(images, [[0, rows - batch]] + [[0, 0]] * 3)
-        return (_compiled_fingerprint if self.jit_compile else _random.fingerprint)(padded)[:batch]
 
     def _program(self, images, training):
         normalized = any(isinstance(op, Normalize) for op in self.ops)
@@ -261,9 +250,6 @@ class Pipeline(keras.layers.Layer):
         return cls(**{**config, "ops": [keras.saving.deserialize_keras_object(op) for op in config["ops"]]})
 
 
-_compiled_fingerprint = tf.function(_random.fingerprint, jit_compile=True, autograph=False)
-
-
 def _range(name, value):
     ok = isinstance(value, tuple | list) and len(value) == 2
     for end in value if ok else ():
@@ -274,6 +260,24 @@ def _range(name, value):
 
 def _name(batch, names):
     return next((name for name in names if name in batch), None)
+
+
+def _masks(batch):
+    if _name(batch, MASKS) is None:
+        return None
+    masks = tf.convert_to_tensor(batch[_name(batch, MASKS)])
+    require(masks.shape.rank in (3, 4), "augment.Pipeline: masks are [batch, height, width] or have one more axis",
+            shape=tuple(masks.shape))
+    return masks if masks.shape.rank == 4 else masks[..., None]
+
+
+def _boxes(batch):
+    if _name(batch, BOXES) is None:
+        return None
+    boxes = tf.cast(batch[_name(batch, BOXES)], tf.float32)
+    require(boxes.shape.rank == 3 and boxes.shape[2] == 4, "augment.Pipeline: boxes are [batch, n, 4]",
+            shape=tuple(boxes.shape))
+    return boxes
 
 
 def _is_index(part):

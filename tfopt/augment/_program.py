@@ -54,11 +54,8 @@ class Program:
         self.clusters += [[step]] if alone else []
         self.clusters[-1] += [] if alone else [step]
 
-    def __call__(self, images, epoch, index, *, memory=None, masks=None, boxes=None):
-        """Views, masks and boxes of a batch; `memory` keeps short batches from being compiled again."""
-        batch = tf.shape(images)[0]
-        rows = batch if memory is None else memory.rows(batch)
-        images, epoch, index = (_pad(part, rows - batch) for part in (images, epoch, index))
+    def __call__(self, images, epoch, index, rows, *, masks=None, boxes=None):
+        """Views, masks and boxes of the first `rows` of a batch; all but the boxes come with rows to spare."""
         keys, parameters = self._draw(epoch, index)
         parameters = list(parameters)
         matrices = [drawn for step, drawn in zip(itertools.chain(*self.clusters), parameters, strict=True)
@@ -67,11 +64,11 @@ class Program:
             images = run(images, keys, tuple(parameters[:len(cluster)]))
             del parameters[:len(cluster)]
         if masks is not None:
-            masks = self._move_masks(_pad(masks, rows - batch), matrices)[:batch]
+            masks = self._move_masks(masks, matrices)[:rows]
         if boxes is not None:
             for matrix, warp in zip(matrices, self.warps, strict=True):
-                boxes = _geometry.move_boxes(boxes, [part[:batch] for part in matrix], warp.old, warp.new)
-        return images[:batch], masks, boxes
+                boxes = _geometry.move_boxes(boxes, [part[:rows] for part in matrix], warp.old, warp.new)
+        return images[:rows], masks, boxes
 
     def _parameters(self, epoch, index):
         keys = _random.example_keys(self.settings["seed"], epoch, index)
@@ -178,7 +175,8 @@ def _kind(part):
     return next(kind for kind in (_geometry.Geometric, _colour.Linear, _pixels.Pixel, Op) if isinstance(part, kind))
 
 
-def _pad(part, rows):
+def pad(part, rows):
+    """`part` with so many rows of zeros more."""
     return tf.pad(part, [[0, rows]] + [[0, 0]] * (part.shape.rank - 1))
 
 

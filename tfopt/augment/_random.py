@@ -51,17 +51,27 @@ def pixel_noise(keys, shape, stream):
     return tf.reshape(_unit(_mix(_mix(places ^ start[:, None]) + keys[1][:, None])), (-1, *shape))
 
 
-def fingerprint(images):
+def fingerprint(images, compiled=True):
     """int64[batch] >= 0: a hash of each image's bytes."""
-    octets = tf.bitcast(images, tf.uint8) if images.dtype != tf.uint8 else images
     size = images.shape[1:].num_elements() * images.dtype.size
-    octets = tf.pad(tf.reshape(octets, (-1, size)), ((0, 0), (0, -size % 4)))
-    words = tf.bitcast(tf.reshape(octets, (tf.shape(octets)[0], -1, 4)), tf.uint32)
-    places = tf.cast(tf.range(tf.shape(words)[1]), tf.uint32)[None]
-    sums = [tf.reduce_sum(tf.cast(_mix(words ^ _mix(places + _word(salt))), tf.int32), axis=1)
-            for salt in (0x243F6A88, 0x85A308D3)]                       # sums wrap around, in any order
-    high, low = (tf.cast(tf.bitcast(part, tf.uint32), tf.int64) for part in sums)
-    return tf.bitwise.left_shift(high & 0x7FFFFFFF, tf.constant(32, tf.int64)) | low
+    octets = tf.reshape(tf.bitcast(images, tf.uint8), (-1, size))
+    if size % 256:
+        octets = tf.pad(octets, ((0, 0), (0, -size % 256)))
+    words = tf.bitcast(tf.reshape(octets, (-1, -(-size // 256), 64, 4)), tf.int32)      # free here, a copy inside XLA
+    return (_compiled_digest if compiled else _digest)(words)
+
+
+def _digest(words):
+    """int64[batch] of int32[batch, n, 64]: sums that wrap around, so in any order, then a thorough mix of the 64."""
+    weights = tf.bitcast(_mix(tf.cast(tf.range(words.shape[1] * 64), tf.uint32)), tf.int32) | 1
+    sums = tf.bitcast(tf.reduce_sum(words * tf.reshape(weights, (1, -1, 64)), axis=1), tf.uint32)
+    places = tf.cast(tf.range(64), tf.uint32)
+    mixed = (_mix(sums ^ _mix(places + _word(salt))) for salt in (64, 128))
+    high, low = (tf.reduce_sum(tf.cast(part, tf.int64), axis=1) for part in mixed)
+    return tf.bitwise.left_shift(high & 0x7FFFFFFF, tf.constant(32, tf.int64)) | (low & 0xFFFFFFFF)
+
+
+_compiled_digest = tf.function(_digest, jit_compile=True, autograph=False)
 
 
 def _mix(x):
