@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from hypothesis import HealthCheck, given, settings, strategies
+from random_graphs import random_batch, random_graph
 
 from tfopt import _bridge, _models
 
@@ -209,12 +211,28 @@ def masks():
     return keras.Model([i, j], [L.GlobalAveragePooling1D()(L.Dropout(0.0)(out)), last])
 
 
+def transformer():
+    i = keras.Input((6,), dtype="int32")
+    x = L.Embedding(5, 8, mask_zero=True)(i)
+    for _ in range(2):
+        x = L.LayerNormalization()(L.Add()([x, L.MultiHeadAttention(2, 4)(x, x)]))
+        x = L.Add()([x, L.Dense(8)(L.Dense(16, activation="gelu")(x))])
+    return keras.Model(i, L.Dense(2)(L.GlobalAveragePooling1D()(x)))
+
+
+def partly_used():
+    i, j = keras.Input((4,)), keras.Input((4,))
+    inner = keras.Model([i, j], [L.Dense(3, name="left")(i), L.Dense(3, name="right")(j)], name="inner")
+    x = keras.Input((4,))
+    return keras.Model(x, inner([L.Dense(4)(x), L.Dense(4, name="idle")(x)])[0])
+
+
 def constants():
     x, y = keras.Input((4, 3)), keras.Input((4, 3))
     return keras.Model([x, y], [Scaled(3)(x, other=y, factor=2.5), keras.ops.stack([x, y * -1.5], axis=1)])
 
 
-GRAPHS = [branches, nests, operations, attention, masks, constants]
+GRAPHS = [branches, nests, operations, attention, transformer, masks, constants]
 
 
 @pytest.mark.parametrize("make", GRAPHS, ids=lambda make: make.__name__)
@@ -224,6 +242,23 @@ def test_a_graph(make, rng):
     assert not any(isinstance(layer, tf_keras.Model) for layer in twin.layers)
     assert {_bridge.legacy_name(path) for path, layer in _models.layers(model).items() if layer.weights} <= {
         layer.name for layer in twin.layers}
+
+
+def test_what_no_output_depends_on_is_left_alone(rng):
+    model = partly_used()
+    twin = assert_bridges(model, rng, trains=False)
+    assert {layer.name for layer in twin.layers} & {"idle", "inner.right", "inner.left"} == {"inner.left"}
+    assert_equal(_bridge.copy_back(twin, model).get_layer("idle").kernel, model.get_layer("idle").kernel)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(strategies.integers(0, 10**6))
+def test_random_graphs(seed):
+    model = random_graph(seed)
+    x, twin = random_batch(model, seed), _bridge.to_legacy(model)
+    assert_equal(twin(x, training=False), model(x, training=False))
+    for mine, theirs in zip(_bridge.copy_back(twin, model).get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_operations_that_are_layers_become_layers():

@@ -59,7 +59,7 @@ require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12)
 
 __all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "functions_of",
            "graph_of", "in_xla", "keras", "loss_tracker", "parts_of", "producer", "replay", "same_randomness",
-           "schedule_of", "serializable", "task_loss", "tf", "uses", "with_functions"]
+           "schedule_of", "serializable", "task_loss", "tf", "uses", "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -126,22 +126,46 @@ def uses(graph):
     """[(operation, args, kwargs, outputs)] of each use of an operation in `graph` (see `graph_of`), in order.
 
     The arguments are those the user gave: Keras also records the masks that belong to the tensors and a `training`
-    that the call of the model overrules. What only feeds such masks is left out.
+    that the call of the model overrules. What no output depends on, such as the making of those masks, is left out.
+    """
+    return uses_for(graph, graph.outputs)[0]
+
+
+def uses_for(graph, wanted, masks=False):
+    """The `uses` that some of the outputs of `graph` depend on, and the ids of all KerasTensors on the way.
+
+    With `masks`, the masks Keras recorded count as given by the user.
     """
     nodes = [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]
              if not node.is_input]
-    needed, found = set(map(id, graph.outputs)), []
+    needed, steps = set(map(id, wanted)), []
     for node in reversed(nodes):
         if needed.isdisjoint(map(id, node.outputs)):
             continue
-        masks = {id(getattr(x, "_keras_mask", None)) for x in node.arguments.keras_tensors}
-        given = node.arguments.kwargs.items()
-        kwargs = {key: value for key, value in given if not (
-            isinstance(node.operation, keras.layers.Layer) and (key == "training" or (
-                key.endswith("mask") and all(x is None or id(x) in masks for x in keras.tree.flatten(value)))))}
-        needed.update(map(id, keras.tree.flatten((node.arguments.args, kwargs))))
-        found.append((node.operation, node.arguments.args, kwargs, node.outputs))
-    return found[::-1]
+        op, args, kwargs = node.operation, node.arguments.args, _given(node, masks)
+        tensors, inner = keras.tree.flatten((args, kwargs)), graph_of(op)
+        if inner is not None and len(tensors) == len(inner.inputs):
+            ends = [x for x, y in zip(inner.outputs, node.outputs, strict=True) if id(y) in needed]
+            entered = uses_for(inner, ends, masks)[1]
+            tensors = [x for x, start in zip(tensors, inner.inputs, strict=True) if id(start) in entered]
+        needed.update(map(id, tensors))
+        steps.append((op, args, kwargs, node.outputs))
+    return steps[::-1], needed
+
+
+def _given(node, masks):
+    """The keyword arguments of a use, see `uses_for`."""
+    if not isinstance(node.operation, keras.layers.Layer):
+        return node.arguments.kwargs
+    keep = masks and graph_of(node.operation) is None
+    own = {id(getattr(x, "_keras_mask", None)) for x in node.arguments.keras_tensors}
+
+    def recorded(key, value):
+        values = [x for x in keras.tree.flatten(value) if x is not None]
+        return key == "training" or (
+            key.endswith("mask") and all(id(x) in own for x in values) and not (keep and values))
+
+    return {key: value for key, value in node.arguments.kwargs.items() if not recorded(key, value)}
 
 
 def parts_of(layer):

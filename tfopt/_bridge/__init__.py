@@ -4,8 +4,8 @@ import tf_keras
 
 from .. import _models
 from .._check import require
-from .._keras import keras, same_randomness
-from .build import Builder, is_embedded, legacy_name, run
+from .._keras import graph_of, keras, same_randomness
+from .build import Builder, in_use, is_embedded, legacy_name, run
 from .parity import require_equal
 
 __all__ = ["copy_back", "embedded", "is_embedded", "legacy_name", "to_legacy"]
@@ -26,7 +26,7 @@ def to_legacy(model, caller="to_legacy", dtype=None):
     with same_randomness(), _models.scope_of(model):
         build = Builder(model, caller, dtype)
         inputs = keras.tree.map_structure(build.input, graph.input)
-        twin = tf_keras.Model(inputs, run(graph, inputs, build.use), name=legacy_name(model.name))
+        twin = tf_keras.Model(inputs, run(graph, inputs, build.use, build.masks), name=legacy_name(model.name))
         build.copy_weights()
         require_equal(model, graph, twin, build)
     return twin
@@ -46,8 +46,9 @@ def copy_back(legacy, model, caller="copy_back"):
     with same_randomness():
         new = _models.copy(model)
     twins = {layer.name: layer for layer in legacy.layers}
+    used = in_use(graph_of(new), graph_of(new).outputs)
     lost = [path for path, layer in _models.layers(new).items()
-            if layer.weights and not _take(layer, twins.get(legacy_name(path)))]
+            if layer.weights and id(layer) in used and not _take(layer, twins.get(legacy_name(path)))]
     require(not lost, f"{caller} needs the twin of every layer with weights", missing=lost)
     return new
 

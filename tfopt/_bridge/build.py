@@ -7,7 +7,7 @@ import tf_keras
 
 from .. import _models
 from .._check import require
-from .._keras import graph_of, keras, producer, uses
+from .._keras import graph_of, keras, parts_of, producer, uses_for
 from . import translate
 from .embed import Embedded
 
@@ -27,37 +27,55 @@ def is_embedded(layer):
     return isinstance(layer, Embedded)
 
 
-def run(graph, inputs, use):
+def run(graph, inputs, use, masks=False):
     """Runs `inputs` through `graph` and the graphs in it: `use(op, given, symbols, prefix) -> outputs` at each step.
 
-    `given` is `(args, kwargs)` of the operation, `symbols` the same with the KerasTensors of the graph.
+    `given` is `(args, kwargs)` of the operation, `symbols` the same with the KerasTensors of the graph. What no output
+    of the whole depends on is left out. `masks` as in `uses_for`.
     """
 
-    def visit(graph, inputs, prefix):
+    def visit(graph, inputs, prefix, wanted):
+        steps, needed = uses_for(graph, wanted, masks)
         values = dict(zip(map(id, graph.inputs), inputs, strict=True))
-        for op, args, kwargs, outputs in uses(graph):
-            given = keras.tree.map_structure(lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x,
+        for op, args, kwargs, outputs in steps:
+            given = keras.tree.map_structure(lambda x: values.get(id(x)) if isinstance(x, keras.KerasTensor) else x,
                                              (args, kwargs))
-            if graph_of(op) is not None:
-                result = visit(graph_of(op), enter(op, given, (args, kwargs), prefix), f"{prefix}{op.name}/")
+            inner = graph_of(op)
+            if inner is None:
+                results = keras.tree.flatten(use(op, given, (args, kwargs), prefix))
             else:
-                result = use(op, given, (args, kwargs), prefix)
-            values.update(zip(map(id, outputs), keras.tree.flatten(result), strict=True))
-        return keras.tree.map_structure(lambda x: values[id(x)], graph.output)
+                ends = [x for x, y in zip(inner.outputs, outputs, strict=True) if id(y) in needed]
+                found = visit(inner, enter(op, given, (args, kwargs), prefix), f"{prefix}{op.name}/", ends)
+                results = [found.get(id(x)) for x in inner.outputs]
+            values.update(zip(map(id, outputs), results, strict=True))
+        return values
 
     def enter(op, given, symbols, prefix):
         """The inputs of a nested graph, in the dtypes it declares."""
-        given, symbols, wanted = keras.tree.flatten(given), keras.tree.flatten(symbols), graph_of(op).inputs
-        require(len(given) == len(wanted), "a nested model must be called with its inputs alone", model=op.name,
+        given, symbols, starts = keras.tree.flatten(given), keras.tree.flatten(symbols), graph_of(op).inputs
+        require(len(given) == len(starts), "a nested model must be called with its inputs alone", model=op.name,
                 do="Let the masks of its inputs come from Masking or Embedding layers.")
-        for x, symbol, want in zip(given, symbols, wanted, strict=True):
-            if symbol.dtype == want.dtype or ("float" in symbol.dtype and "float" in want.dtype):
+        for x, symbol, start in zip(given, symbols, starts, strict=True):
+            if x is None or symbol.dtype == start.dtype or ("float" in symbol.dtype and "float" in start.dtype):
                 yield x
             else:
-                cast = producer(keras.ops.cast(symbol, want.dtype))[0]
+                cast = producer(keras.ops.cast(symbol, start.dtype))[0]
                 yield use(cast, ((x,), {}), ((symbol,), {}), f"{prefix}{op.name}/")
 
-    return visit(graph, keras.tree.flatten(inputs), "")
+    values = visit(graph, keras.tree.flatten(inputs), "", graph.outputs)
+    return keras.tree.map_structure(lambda x: values[id(x)], graph.output)
+
+
+def in_use(graph, wanted):
+    """The ids of the operations in `graph`, and in the graphs in it, that the outputs `wanted` depend on."""
+    steps, needed = uses_for(graph, wanted)
+    found = set()
+    for op, _, _, outputs in steps:
+        found.add(id(op))
+        if graph_of(op) is not None:
+            ends = [x for x, y in zip(graph_of(op).outputs, outputs, strict=True) if id(y) in needed]
+            found |= in_use(graph_of(op), ends)
+    return found
 
 
 class Builder:
@@ -67,6 +85,9 @@ class Builder:
         self.caller, self.dtype = caller, dtype
         self.names = {id(layer): legacy_name(path) for path, layer in _models.layers(model).items()}
         self.taken = set(self.names.values())
+        # Attention takes the masks off its inputs, for all that run after it: there only the recorded masks are left.
+        self.masks = any(isinstance(part, keras.layers.MultiHeadAttention)
+                         for layer in _models.layers(model).values() for part in parts_of(layer))
         self.twins = {}                                     # id of a layer or operation -> (it, its twin)
 
     def input(self, x):

@@ -62,7 +62,10 @@ def _first_difference(graph, batch, build, tolerance):
     def use(op, given, symbols, prefix):
         layer = isinstance(op, keras.layers.Layer)
         training = {"training": False} if layer and "training" in inspect.signature(op.call).parameters else {}
+        masks = [(x, x._keras_mask) for x in keras.tree.flatten(given) if hasattr(x, "_keras_mask")]
         outputs = op(*given[0], **given[1], **training)
+        for x, mask in masks:
+            x._keras_mask = mask
         twin_outputs = build.use(op, given, symbols, prefix)
         if not found and not _close(_with_masks(outputs), _with_masks(twin_outputs), tolerance):
             gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
@@ -70,7 +73,7 @@ def _first_difference(graph, batch, build, tolerance):
             found.append((f"{prefix}{op.name}", type(op).__name__, float(gap)))
         return outputs
 
-    run(graph, batch, use)
+    run(graph, batch, use, build.masks)
     return found[0] if found else (graph.name, "the layers one by one do, the whole", float("nan"))
 
 

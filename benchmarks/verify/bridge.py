@@ -1,0 +1,153 @@
+"""Every network of keras.applications and 200 random graphs, taken to tf_keras and back.
+
+Appends a row each to docs/measured/bridge.csv, so an interrupted run goes on where it stopped. Every network runs in a
+process of its own. Columns: `difference`, the largest between the logits of the model and its twin; `spread`, how far
+the logits of different images lie apart (a difference is worth only as much as this); `returned`, the largest
+difference after the weights came back, 0 when exact; `seconds`, to make the twin and check it.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+
+ROOT = pathlib.Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "measured" / "bridge.csv"
+SIZES = (32, 71, 75, 96, 128, 224, 299, 331)
+GRAPHS, PIECE = 200, 20
+
+
+def network(name):
+    """The network for the smallest images it takes, without the last softmax, which would hide differences."""
+    import keras
+
+    for size in SIZES:
+        try:
+            return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3),
+                                                     classifier_activation=None)
+        except ValueError as reason:
+            problem = reason
+    raise problem
+
+
+def shake(model, rng):
+    """Makes logits of different images lie about 1 apart.
+
+    Weights that are all equal become unequal, and the statistics of the batch normalizations fit the images.
+    """
+    import keras
+
+    for v in model.weights:
+        w = v.numpy()
+        if w.size > 1 and w.std() == 0 and "moving" not in v.name:
+            v.assign(rng.uniform(0.1, 0.5, w.shape) if 0 < w.max() < 1e-3 else w + 0.1 * rng.normal(size=w.shape))
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(images(model, rng, 8), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+    last = [layer for layer in model.layers if layer.weights][-1]
+    spread = np.ptp(model(images(model, rng, 8), training=False), axis=0).max()
+    last.set_weights([w / spread for w in last.get_weights()])
+
+
+def images(model, rng, rows):
+    return rng.uniform(0, 255, (rows, *model.input_shape[1:])).astype("float32")
+
+
+def there_and_back(model, x):
+    """(layers carried, largest difference, spread, difference after the way back, seconds)."""
+    import keras
+
+    bridge = importlib.import_module("tfopt._bridge")       # it has no public name: what stands on it has
+    start = time.perf_counter()
+    twin = bridge.to_legacy(model)
+    seconds = time.perf_counter() - start
+    expected = keras.tree.flatten(model(x, training=False))
+    gap = gaps(expected, keras.tree.flatten(twin(x, training=False)))
+    back = gaps(expected, keras.tree.flatten(bridge.copy_back(twin, model)(x, training=False)))
+    spread = max(float(np.ptp(np.asarray(y, "float64"), axis=0).max()) for y in expected)
+    return len(bridge.embedded(twin)), gap, spread, back, seconds
+
+
+def gaps(expected, got):
+    return max(float(np.abs(np.asarray(a, "float64") - np.asarray(b, "float64")).max())
+               for a, b in zip(expected, got, strict=True))
+
+
+def one_network(name):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    rng, model = np.random.default_rng(1), network(name)
+    shake(model, rng)
+    carried, gap, spread, back, seconds = there_and_back(model, images(model, rng, 4))
+    return {"model": name, "image": model.input_shape[1], "layers": len(model.layers), "carried": carried,
+            "parameters": model.count_params(), "difference": f"{gap:.1e}", "spread": f"{spread:.2g}",
+            "returned": f"{back:.1e}", "seconds": f"{seconds:.1f}"}
+
+
+def random_piece(first):
+    """One row for graphs `first` to `first + PIECE - 1`: the worst of each column, seconds on average."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    graphs = importlib.import_module("random_graphs")
+    done = []
+    for seed in range(first, first + PIECE):
+        model = graphs.random_graph(seed)
+        done.append((len(model.layers), *there_and_back(model, graphs.random_batch(model, seed)), model.count_params()))
+    layers, carried, gap, spread, back, seconds, parameters = np.array(done, "float64").T
+    return {"model": f"random graphs {first} to {first + PIECE - 1}", "image": "", "layers": int(layers.sum()),
+            "carried": int(carried.sum()), "parameters": int(parameters.sum()), "difference": f"{gap.max():.1e}",
+            "spread": f"{np.median(spread):.2g}", "returned": f"{back.max():.1e}", "seconds": f"{seconds.mean():.1f}"}
+
+
+def jobs():
+    import keras
+
+    networks = [name for name in dir(keras.applications) if name[0].isupper()]
+    return [*networks, *map(str, range(0, GRAPHS, PIECE))]
+
+
+def label(job):
+    return f"random graphs {job} to {int(job) + PIECE - 1}" if job.isdigit() else job
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="a network, or the first of some random graphs; prints its row as JSON")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so long")
+    options = parser.parse_args()
+    if options.only:
+        row = random_piece(int(options.only)) if options.only.isdigit() else one_network(options.only)
+        print(json.dumps(row))
+        return
+    start = time.perf_counter()
+    for job in jobs():
+        known = set(pd.read_csv(TABLE)["model"]) if TABLE.exists() else set()
+        if label(job) in known:
+            continue
+        if time.perf_counter() - start > 60 * options.minutes:
+            print("to be continued")
+            return
+        done = subprocess.run([sys.executable, "-P", __file__, "--only", job], text=True, capture_output=True)
+        if done.returncode:
+            print(f"{job}: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        row = json.loads(done.stdout.strip().splitlines()[-1])
+        print(*row.values(), sep="\t", flush=True)
+        pd.DataFrame([row]).to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+    table = pd.read_csv(TABLE)
+    print(f"{len(table)} rows, largest difference {table['difference'].max()}, after the way back "
+          f"{table['returned'].max()}")
+
+
+if __name__ == "__main__":
+    main()
