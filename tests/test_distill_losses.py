@@ -69,7 +69,8 @@ def relations(teacher, student, *, distance, angle, weight, **_):
 
 
 ANSWERS = {
-    "Decoupled": (lambda heat: distill.Decoupled(heat, target=0.7, others=3.0), decoupled, {"target": 0.7, "others": 3.0}),
+    "Decoupled": (lambda heat: distill.Decoupled(heat, target=0.7, others=3.0), decoupled,
+                  {"target": 0.7, "others": 3.0}),
     "Dist": (lambda heat: distill.Dist(heat, between=0.5, within=2.0), dist, {"between": 0.5, "within": 2.0}),
     "standardized": (lambda heat: distill.Logits(heat, standardize=True), standardized, {}),
 }

@@ -3,6 +3,8 @@
 from ._distiller import Distiller
 from ._features import Attention, Features, Relations
 from ._losses import Decoupled, Dist, Logits
+from ._remember import remember
 from ._teachers import MovingAverage
 
-__all__ = ["Attention", "Decoupled", "Dist", "Distiller", "Features", "Logits", "MovingAverage", "Relations"]
+__all__ = ["Attention", "Decoupled", "Dist", "Distiller", "Features", "Logits", "MovingAverage", "Relations",
+           "remember"]

@@ -4,9 +4,9 @@ import math
 
 from .. import _models
 from .._check import require, require_number
-from .._keras import forget_compiled, graph_of, keras, loss_tracker, serializable, task_loss, tf
+from .._keras import forget_compiled, keras, loss_tracker, serializable, task_loss, tf
 from . import _borrowed
-from ._outputs import Remembered, Side, run
+from ._outputs import Remembered, Side, inputs_of, run
 from ._teachers import MovingAverage, recall
 
 
@@ -86,7 +86,7 @@ class Distiller(keras.Model):
         self.student = student
         self.student_weight = student_weight
         self.projectors = []
-        inputs = _inputs_of(student, *models)
+        inputs = inputs_of(student, *models)
         learner = Side(student, "student", inputs)
         sides = [Side(model, "teacher", inputs) for model in models] or [Remembered(learner)]
         with _models.scope_of(student):
@@ -162,7 +162,9 @@ class Distiller(keras.Model):
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         measured = self.loss is not None or self._is_taught(y)
         unused = ["student_loss", "distillation_loss", *([] if measured else ["loss"])]
-        return {name: value for name, value in super().test_step(data).items() if name not in unused}
+        logs = {name: value for name, value in super().test_step(data).items() if name not in unused}
+        require(logs, "`evaluate` needs something to measure", do="Compile a loss or metrics, or pass remembered answers.")
+        return logs
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, self._labels(y), y_pred, sample_weight)
@@ -262,27 +264,6 @@ def _require_losses(losses, weights):
             require_number("weights", weight, low=0)
     require(any(weights), "one of the `weights` must be > 0", weights=weights,
             do="Pass student_weight=1 to train without the teacher.")
-
-
-def _inputs_of(*models):
-    """Tensors like those of a batch, from whichever model is a graph."""
-    inputs = [graph_of(model).input for model in models if graph_of(model) is not None]
-    shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
-    for other in shapes[1:]:
-        require(_fit(shapes[0], other), "teacher and student must take the same inputs", shapes=shapes)
-    if inputs:
-        return inputs[0]
-    shape = next((config for model in models if (config := model.get_build_config())), {})
-    require("input_shape" in shape, "one of teacher and student must tell the shape of its input",
-            models=[_models.describe(model) for model in models],
-            do="Build one with keras.Model(inputs, outputs), or with build(input_shape).")
-    return keras.KerasTensor(shape["input_shape"])
-
-
-def _fit(shapes, others):
-    return len(shapes) == len(others) and all(
-        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
-        for a, b in zip(shapes, others, strict=True))
 
 
 def _length(x):

@@ -102,6 +102,27 @@ class Result(typing.NamedTuple):
         return functools.reduce(lambda outputs, key: outputs[key], path, self.outputs)
 
 
+def inputs_of(*models):
+    """Tensors like those of a batch, from whichever model is a graph."""
+    inputs = [graph_of(model).input for model in models if graph_of(model) is not None]
+    shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
+    for other in shapes[1:]:
+        require(_fit(shapes[0], other), "teacher and student must take the same inputs", shapes=shapes)
+    if inputs:
+        return inputs[0]
+    shape = next((config for model in models if (config := model.get_build_config())), {})
+    require("input_shape" in shape, "one of teacher and student must tell the shape of its input",
+            models=[_models.describe(model) for model in models],
+            do="Build one with keras.Model(inputs, outputs), or with build(input_shape).")
+    return keras.KerasTensor(shape["input_shape"])
+
+
+def _fit(shapes, others):
+    return len(shapes) == len(others) and all(
+        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
+        for a, b in zip(shapes, others, strict=True))
+
+
 def _tensors(graph):
     """{name of an operation: its tensors} of everything the outputs of a graph are made from."""
     found, waiting, seen = {}, list(graph.outputs), set()

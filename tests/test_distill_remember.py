@@ -1,0 +1,311 @@
+"""Remembered answers: those of the teacher, for the example and view they belong to, whatever was broken off."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from tfopt import distill
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def dense(units, *, classes=12, activation=None, seed=0):
+    start = keras.initializers.GlorotUniform(seed)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, "relu", kernel_initializer=start),
+                             keras.layers.Dense(classes, activation, kernel_initializer=start)])
+
+
+def arrays(rng, count=50):
+    return rng.normal(size=(count, 4)).astype("float32"), rng.integers(0, 12, count)
+
+
+class Shift:
+    """The replay contract: a view depends on (epoch, index) and the example alone."""
+
+    replayable = True
+
+    def apply(self, images, labels=None, *, epoch, index):
+        return images + tf.cast(epoch, tf.float32) * 10 + tf.cast(index, tf.float32)[:, None] / 100
+
+    def get_config(self):
+        return {}
+
+
+def everything(dataset):
+    return [tf.nest.map_structure(lambda *parts: np.concatenate(parts), *list(dataset.as_numpy_iterator()))][0]
+
+
+@pytest.fixture(params=["memory", "folder"])
+def path(request, tmp_path):
+    return None if request.param == "memory" else tmp_path / "answers"
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr("tfopt.distill._remember._SHARD", 16)
+
+
+def test_answers_belong_to_their_examples(rng, path):
+    (x, y), teacher = arrays(rng), dense(16)
+    taught = distill.remember(teacher, (x, y), path=path, batch=8)
+    first, second = everything(taught), everything(taught)
+    for seen, answers in (first, second):
+        np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=2e-3)
+        lookup = {row.tobytes(): label for row, label in zip(x, y, strict=True)}
+        assert [lookup[row.tobytes()] for row in seen] == answers["y"].tolist()
+        assert sorted(map(bytes, seen)) == sorted(map(bytes, x))
+    assert not np.array_equal(first[0], second[0])                                   # shuffled anew in each pass
+
+
+def test_a_data_set_keeps_its_order_and_batches(rng, path):
+    (x, y), teacher = arrays(rng), dense(16, activation="softmax")
+    weight = rng.uniform(size=50).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(7)
+    taught = distill.remember(teacher, data, path=path)
+    assert [len(batch[0]) for batch in taught] == [7] * 7 + [1]
+    seen, answers, weights = everything(taught)
+    np.testing.assert_array_equal(seen, x)
+    np.testing.assert_array_equal(answers["y"], y)
+    np.testing.assert_array_equal(weights, weight)
+    found = scipy.special.softmax(answers["teacher"]["softmax"]["logits"].astype("float32"), -1)
+    np.testing.assert_allclose(found, teacher(x), atol=2e-3)
+
+
+def test_the_first_classes_and_what_is_left(rng, path):
+    from tfopt.distill._teachers import unpack
+
+    (x, y), teacher = arrays(rng), dense(16)
+    taught = distill.remember(teacher, (x, y), path=path, top=3)
+    seen, answers = everything(taught)
+    packed = answers["teacher"]["logits"]
+    assert {name: (part.dtype.name, part.shape[1:]) for name, part in packed.items()} == {
+        "values": ("float16", (3,)), "indices": ("uint8", (3,)), "rest": ("float16", ())}
+    p = scipy.special.softmax(teacher(seen), -1)
+    q = scipy.special.softmax(unpack(packed, 12), -1)
+    np.testing.assert_allclose(q.sum(-1), 1, rtol=1e-5)
+    for exact, found in zip(p, q, strict=True):
+        order = np.argsort(-exact)
+        np.testing.assert_allclose(found[order[:3]], exact[order[:3]], rtol=5e-3)
+        np.testing.assert_allclose(found[order[3:]], exact[order[3:]].mean(), rtol=2e-2)
+
+
+def test_views_are_replayed(rng, path):
+    (x, y), teacher = arrays(rng, 20), dense(16)
+    taught = distill.remember(teacher, (x, y), path=path, augment=Shift(), views=3, batch=6)
+    seen, answers = everything(taught)
+    assert len(seen) == 60
+    np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), rtol=2e-3, atol=2e-2)
+    offsets = np.rint((seen - np.tile(seen.min(), 4)).mean(-1) / 10)
+    assert offsets[:20].mean() < offsets[20:40].mean() < offsets[40:].mean()
+    data = tf.data.Dataset.from_tensor_slices(x).batch(6)
+    seen, answers = everything(distill.remember(teacher, data, augment=Shift(), views=2))
+    np.testing.assert_array_equal(seen[20:], Shift().apply(x, epoch=1, index=np.arange(20)))
+    assert set(answers) == {"teacher"}
+
+
+def test_views_of_the_pipeline_are_replayed(rng):
+    augment = pytest.importorskip("tfopt.augment")
+    images = rng.integers(0, 256, (20, 8, 8, 1)).astype("uint8")
+    teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
+                                keras.layers.Dense(5)])
+    pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
+    seen, answers = everything(distill.remember(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8))
+    np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=5e-3)
+    assert seen.dtype == np.uint8
+    with pytest.raises(ValueError, match="must be replayable"):
+        distill.remember(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
+
+
+@pytest.mark.parametrize("top", [None, 4])
+def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
+    (x, y), teacher = arrays(rng, 48), dense(16)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    students = [dense(5, seed=1), dense(5, seed=1)]
+    for student, source, told in ((students[0], teacher, data),
+                                  (students[1], None, distill.remember(teacher, data, path=path, top=top))):
+        made = distill.Distiller(source, student, distill.Logits(2.))
+        made.compile(keras.optimizers.SGD(0.1), SPARSE, metrics=["accuracy"])
+        logs = made.fit(told, epochs=3, validation_data=data, verbose=0).history
+        assert {"val_loss", "val_accuracy", "distillation_loss"} <= set(logs)
+        made.evaluate(told, verbose=0)
+    for mine, theirs in zip(*(student.get_weights() for student in students), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-3 if top is None else 0.05)
+    assert np.abs(students[0].get_weights()[0] - dense(5, seed=1).get_weights()[0]).max() > 0.05
+
+
+def test_remembered_answers_alone_need_no_labels(rng):
+    x, _ = arrays(rng)
+    made = distill.Distiller(None, dense(5), [distill.Decoupled(), distill.Dist()])
+    made.compile("adam")
+    taught = distill.remember(dense(16), x)
+    assert set(made.fit(taught, validation_data=taught, verbose=0).history) == {"loss", "distillation_loss", "val_loss"}
+    with pytest.raises(ValueError, match="`evaluate` needs something to measure"):
+        made.evaluate(x, verbose=0)
+
+
+def test_kinds_of_answers_are_not_mixed_up(rng):
+    (x, y), teacher = arrays(rng), dense(16, activation="sigmoid")
+    taught = distill.remember(teacher, (x, y))
+    made = distill.Distiller(None, dense(5), distill.Logits())
+    made.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"must mean the same.*remembered='sigmoid'.*activation=\"sigmoid\""):
+        made.fit(taught, verbose=0)
+    made = distill.Distiller(None, dense(5), distill.Logits(activation="sigmoid"))
+    made.compile("sgd")
+    made.fit(taught, verbose=0)
+
+
+# ---------------------------------------------------------------- folders
+
+class Counting(keras.layers.Layer):
+    """Counts the examples that were really computed."""
+
+    seen = 0
+
+    def call(self, x):
+        def count(batch):
+            Counting.seen += len(batch)
+            return batch
+
+        y = tf.numpy_function(count, [x], x.dtype)
+        y.set_shape(x.shape)
+        return y
+
+
+def test_a_finished_folder_is_only_read(rng, tmp_path):
+    x, y = arrays(rng)
+    teacher = keras.Sequential([keras.Input((4,)), Counting(), keras.layers.Dense(12)])
+    Counting.seen = 0
+    first = everything(distill.remember(teacher, (x, y), path=tmp_path, batch=8))
+    assert Counting.seen == 50
+    again = everything(distill.remember(teacher, (x, y), path=tmp_path, batch=8))
+    assert Counting.seen == 50
+    np.testing.assert_array_equal(first[1]["teacher"]["logits"]["logits"], again[1]["teacher"]["logits"]["logits"])
+    sorted(tmp_path.glob("*.npy"))[1].unlink()
+    distill.remember(teacher, (x, y), path=tmp_path, batch=8)
+    assert Counting.seen == 50 + 16                                                  # the lost shard alone
+
+
+KILLED = """
+import sys, time, pathlib, numpy as np, keras, tensorflow as tf
+from tfopt import distill
+from tfopt.distill import _remember
+_remember._SHARD = 16
+calls = pathlib.Path(sys.argv[2])
+
+class Slow(keras.layers.Layer):
+    def call(self, x):
+        def wait(batch):
+            with calls.open("a") as file:
+                file.write("called\\n")
+            time.sleep(float(sys.argv[3]))
+            return batch
+        y = tf.numpy_function(wait, [x], x.dtype)
+        y.set_shape(x.shape)
+        return y
+
+keras.utils.set_random_seed(0)
+teacher = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dense(3)])
+x = np.arange(320, dtype="float32").reshape(80, 4)
+taught = distill.remember(teacher, x, path=sys.argv[1], batch=8)
+seen, answers = next(iter(taught.unbatch().batch(80)))
+found = answers["teacher"]["logits"]["logits"].numpy()
+difference = np.abs(found - teacher(seen)).max() / np.abs(teacher(seen)).max()
+print("difference", float(difference))
+"""
+
+
+def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
+    program, folder, calls = tmp_path / "program.py", tmp_path / "answers", tmp_path / "calls"
+    program.write_text(KILLED)
+    command = [sys.executable, "-P", str(program), str(folder), str(calls)]
+    run = subprocess.Popen([*command, "0.4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("*.npy")) if folder.exists() else []) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    whole = json.loads((folder / "remembered.json").read_text())["shards"]
+    assert 1 <= len(whole) < 5
+    calls.write_text("")
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 2e-3
+    assert len(calls.read_text().splitlines()) == 10 - 2 * len(whole) + 1             # and once for the comparison
+    assert not list(folder.glob("*.half"))
+
+
+# ---------------------------------------------------------------- what is refused
+
+def shuffled(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(50).batch(8)
+
+
+def jittered(x, y):
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    noise = np.random.default_rng(0)
+    return data.map(lambda a, b: (a + tf.ensure_shape(
+        tf.numpy_function(lambda: noise.normal(size=(8, 4)).astype("float32"), [], tf.float32), (8, 4)), b))
+
+
+def careless(x, y):
+    options = tf.data.Options()
+    options.deterministic = False
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8).with_options(options)
+
+
+class Forgetful(Shift):
+    replayable = False
+
+
+REFUSED = {
+    "shuffled": (lambda x, y: {"data": shuffled(x, y)}, "same order and form each time, and its first batch did not"),
+    "random changes": (lambda x, y: {"data": jittered(x[:8], y[:8])}, "same order and form each time"),
+    "careless order": (lambda x, y: {"data": careless(x, y)}, "`data` must come in the same order each time"),
+    "endless": (lambda x, y: {"data": tf.data.Dataset.from_tensors((x, y)).repeat()}, "`data` must end"),
+    "not batched": (lambda x, y: {"data": tf.data.Dataset.from_tensor_slices((x, y))}, "must come in batches"),
+    "lengths": (lambda x, y: {"data": (x, y[:3])}, "must have one length"),
+    "empty": (lambda x, y: {"data": (x[:0], y[:0])}, "must hold examples"),
+    "top": (lambda x, y: {"data": x, "top": 12}, "`top` must be a whole number >= 1 and < 12"),
+    "views": (lambda x, y: {"data": x, "views": 2}, "several `views` need an augmentation"),
+    "no views": (lambda x, y: {"data": x, "views": 0}, "`views`"),
+    "batch": (lambda x, y: {"data": x, "batch": 0}, "`batch`"),
+    "augment": (lambda x, y: {"data": x, "augment": Forgetful()}, "must be replayable"),
+    "a layer": (lambda x, y: {"data": x, "augment": keras.layers.RandomFlip()}, "must be replayable"),
+    "infinite": (lambda x, y: {"data": x * 1e30}, "finite in float16"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "rule"), REFUSED.values(), ids=REFUSED)
+def test_refused(rng, arguments, rule):
+    with pytest.raises(ValueError, match=rule):
+        distill.remember(dense(16), **arguments(*arrays(rng)))
+
+
+def test_teachers_are_refused(rng):
+    x, _ = arrays(rng)
+    with pytest.raises(ValueError, match="needs a built model"):
+        distill.remember(keras.Sequential([keras.layers.Dense(3)]), x)
+    with pytest.raises(ValueError, match=r"end in logits.*'Relu'"):
+        distill.remember(dense(16, activation="relu"), x)
+    with pytest.raises(ValueError, match="`top` needs classes that exclude each other"):
+        distill.remember(dense(16, activation="sigmoid"), x, top=2)
+
+
+def test_a_folder_of_other_answers_is_refused(rng, tmp_path):
+    x, y = arrays(rng)
+    distill.remember(dense(16), (x, y), path=tmp_path)
+    with pytest.raises(ValueError, match=r"another question.*differs=\['teacher'\]"):
+        distill.remember(dense(16, seed=5), (x, y), path=tmp_path)
+    with pytest.raises(ValueError, match=r"differs=\['top'\]"):
+        distill.remember(dense(16), (x, y), path=tmp_path, top=2)
+    with pytest.raises(ValueError, match="answers to other data"):
+        distill.remember(dense(16), (x[::-1], y), path=tmp_path)
