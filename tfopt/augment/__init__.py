@@ -6,7 +6,8 @@ from ._mix import CutMix, MixUp
 from ._pipeline import Pipeline
 from ._pixels import AutoContrast, Blur, Equalize, Erase, Noise, Posterize, Sharpness, Solarize
 from ._policies import RandAugment, TrivialAugment
+from ._preview import preview
 
 __all__ = ["AutoContrast", "Blur", "Brightness", "Contrast", "Crop", "CutMix", "Equalize", "Erase", "Flip", "Hue",
            "MixUp", "Noise", "Normalize", "Pipeline", "Posterize", "RandAugment", "Resize", "Rotate", "Saturation",
-           "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom"]
+           "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom", "preview"]
