@@ -5,15 +5,16 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     keras.src.models.functional.Functional      3.12 - 3.15     the class of graph models; Keras exports no name for it
     Sequential._functional                      3.12 - 3.15     the graph behind a built Sequential model
     Functional._inputs_struct                   3.12 - 3.15     the graph's inputs, nested as the user nested them
-    Layer._get_own_losses                       3.12 - 3.15     what a layer adds to the loss, also when nested
     Functional._run_through_graph               3.12 - 3.15     replays the graph with another function per operation
     KerasTensor._keras_history                  3.15            the operation and node a graph's tensor comes from
     Operation._inbound_nodes, Node.input_tensors 3.15           the tensors that went into one use of an operation
     Operation._outbound_nodes                   3.15            where its outputs are used
-    Functional._nodes_by_depth, Node.arguments  3.12 - 3.15     each use of an operation, with what it was called with
-    KerasTensor._keras_mask                     3.12 - 3.15     the mask that goes with a tensor
-    Layer._flatten_layers                       3.12 - 3.15     the layers inside a layer
-    Layer._get_own_losses, ._clear_losses       3.12 - 3.15     the losses of the last call, those of weights apart
+    Functional._nodes_by_depth, Node.arguments  3.15            each use of an operation, with what it was called with
+    KerasTensor._keras_mask                     3.15            the mask that goes with a tensor
+    Layer._flatten_layers                       3.15            the layers inside a layer
+    Layer._get_own_losses                       3.15            what a layer adds to the loss, also when nested
+    Layer._clear_losses                         3.15            forgets what the last call added
+    serialization_lib.SafeModeScope             3.15            lets the Lambdas of a live layer be made again
     Trainer._compile_loss, _compile_metrics     3.12 - 3.15     what `compile` made of the loss and the metrics, or None
     Trainer._loss_tracker                       3.12 - 3.15     the mean behind the log "loss"
     Optimizer._learning_rate                    3.15            its schedule, variable or callable itself
@@ -48,6 +49,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
+from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.ops import control_flow_util, stateful_random_ops  # noqa: E402
 
@@ -58,8 +60,9 @@ require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12)
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
 __all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "functions_of",
-           "graph_of", "in_xla", "keras", "loss_tracker", "parts_of", "producer", "replay", "same_randomness",
-           "schedule_of", "serializable", "task_loss", "tf", "uses", "uses_for", "with_functions"]
+           "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "parts_of", "producer", "remade", "replay",
+           "same_randomness", "schedule_of", "serializable", "set_mask", "task_loss", "tf", "uses", "uses_for",
+           "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -158,7 +161,7 @@ def _given(node, masks):
     if not isinstance(node.operation, keras.layers.Layer):
         return node.arguments.kwargs
     keep = masks and graph_of(node.operation) is None
-    own = {id(getattr(x, "_keras_mask", None)) for x in node.arguments.keras_tensors}
+    own = {id(mask_of(x)) for x in node.arguments.keras_tensors}
 
     def recorded(key, value):
         values = [x for x in keras.tree.flatten(value) if x is not None]
@@ -166,6 +169,15 @@ def _given(node, masks):
             key.endswith("mask") and all(id(x) in own for x in values) and not (keep and values))
 
     return {key: value for key, value in node.arguments.kwargs.items() if not recorded(key, value)}
+
+
+def mask_of(tensor):
+    """The mask that goes with a tensor, or None. Keras 2 and 3 keep it in the same place."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor, mask):
+    tensor._keras_mask = mask
 
 
 def parts_of(layer):
@@ -178,6 +190,13 @@ def call_losses(layer):
     losses = [loss for part in parts_of(layer) for loss in part._get_own_losses()]
     layer._clear_losses()
     return losses
+
+
+def remade(layer):
+    """A new layer of the same config, not yet built. The functions in its Lambdas are those of the old one."""
+    with SafeModeScope(False):
+        new = type(layer).from_config(layer.get_config())
+    return with_functions(new, functions_of(layer))
 
 
 def functions_of(layer):

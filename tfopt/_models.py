@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from ._check import require
-from ._keras import fresh_inputs, fresh_operation, graph_of, keras, replay, tf
+from ._keras import fresh_inputs, fresh_operation, graph_of, keras, remade, replay, tf
 
 
 def describe(model):
@@ -122,15 +122,6 @@ def scope_of(model):
     return strategy.scope()
 
 
-def from_config(layer):
-    """A new layer with the config of `layer`, not yet built."""
-    if not isinstance(layer, keras.layers.Lambda):
-        return type(layer).from_config(layer.get_config())
-    new = type(layer).from_config(layer.get_config(), safe_mode=False)
-    new.function = layer.function           # the one in the config is compiled code without what it refers to
-    return new
-
-
 def copy(model, *, change=None, call=None, shape=lambda x: x.shape, value=lambda variable: variable):
     """A new, uncompiled model of the same structure, weights, names, flags and random states.
 
@@ -150,7 +141,7 @@ def copy(model, *, change=None, call=None, shape=lambda x: x.shape, value=lambda
             return fresh(op)
         if id(op) not in pairs:
             new = clone_graph(op) if graph_of(op) is not None else change(op) if change else None
-            pairs[id(op)] = op, new or from_config(op)
+            pairs[id(op)] = op, new or remade(op)
         return pairs[id(op)][1]
 
     def clone_graph(owner):

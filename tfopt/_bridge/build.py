@@ -7,7 +7,7 @@ import tf_keras
 
 from .. import _models
 from .._check import require
-from .._keras import graph_of, keras, parts_of, producer, uses_for
+from .._keras import graph_of, keras, mask_of, parts_of, producer, uses_for
 from . import translate
 from .embed import Embedded
 
@@ -113,7 +113,7 @@ class Builder:
 
     def _make(self, op, tensors, symbols, prefix):
         name = self._name(op, prefix)
-        masked = any(getattr(x, "_keras_mask", None) is not None for x in tensors)
+        masked = any(mask_of(x) is not None for x in tensors)
         if isinstance(op, keras.layers.Layer):
             twin = translate.layer_twin(op, name, self.dtype, masked)
         else:

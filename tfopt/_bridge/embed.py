@@ -6,7 +6,7 @@ import json
 
 import tf_keras
 
-from .._keras import call_losses, functions_of, keras, parts_of, tf, with_functions
+from .._keras import call_losses, functions_of, keras, mask_of, parts_of, set_mask, tf, with_functions
 
 _TENSOR = "tfopt:tensor:"          # stands in a call's arguments for its i-th tensor
 _live = {}                         # text written from a live object of this process -> what the text cannot hold of it
@@ -95,7 +95,7 @@ class Embedded(tf_keras.layers.Layer):
         tensors = tf.nest.flatten(inputs)
         for x, m in zip(tensors, tf.nest.flatten(mask), strict=False):
             if m is not None:
-                x._keras_mask = m                    # the same attribute in both
+                set_mask(x, m)
         args, kwargs = self._filled(tensors)
         if self._takes_training:
             kwargs["training"] = bool(tf.get_static_value(training) if tf.is_tensor(training) else training)
@@ -107,8 +107,7 @@ class Embedded(tf_keras.layers.Layer):
     def compute_mask(self, inputs, mask=None):
         args, kwargs = self._filled(tf.nest.flatten(inputs))
         first = args[0] if args else next(iter(kwargs.values()))
-        return self.inner.compute_mask(
-            first, keras.tree.map_structure(lambda x: getattr(x, "_keras_mask", None), first))
+        return self.inner.compute_mask(first, keras.tree.map_structure(mask_of, first))
 
     def get_config(self):
         return {**super().get_config(), **self._recipe}

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 
 from .._check import require
-from .._keras import keras, tf
+from .._keras import keras, mask_of, set_mask, tf
 from .build import run
 
 _ROWS, _SIDE, _STEPS = 2, 96, 8      # rows of the batch; what stands for an open size of images, and of sequences
@@ -32,7 +32,7 @@ def _run_on_random(model, graph, build):
     problem, candidate = None, None
     for kind in ("whole", "normal", "uniform") if limits else ("normal", "uniform", "whole"):
         rng = np.random.default_rng(0)
-        batch = keras.tree.map_structure(lambda x, rng=rng, kind=kind: _values(x, rng, limit, kind), graph.input)
+        batch = keras.tree.map_structure(lambda x, args=(rng, limit, kind): _values(x, *args), graph.input)
         try:
             outputs = model(batch, training=False)
         except (ValueError, tf.errors.OpError) as reason:
@@ -62,10 +62,10 @@ def _first_difference(graph, batch, build, tolerance):
     def use(op, given, symbols, prefix):
         layer = isinstance(op, keras.layers.Layer)
         training = {"training": False} if layer and "training" in inspect.signature(op.call).parameters else {}
-        masks = [(x, x._keras_mask) for x in keras.tree.flatten(given) if hasattr(x, "_keras_mask")]
+        masks = [(x, mask_of(x)) for x in keras.tree.flatten(given) if mask_of(x) is not None]
         outputs = op(*given[0], **given[1], **training)
         for x, mask in masks:
-            x._keras_mask = mask
+            set_mask(x, mask)
         twin_outputs = build.use(op, given, symbols, prefix)
         if not found and not _close(_with_masks(outputs), _with_masks(twin_outputs), tolerance):
             gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
@@ -79,7 +79,7 @@ def _first_difference(graph, batch, build, tolerance):
 
 def _with_masks(outputs):
     outputs = keras.tree.flatten(outputs)
-    return outputs, [mask for x in outputs if (mask := getattr(x, "_keras_mask", None)) is not None]
+    return outputs, [mask for x in outputs if (mask := mask_of(x)) is not None]
 
 
 def _arrays(outputs):

@@ -5,8 +5,7 @@ import functools
 
 import numpy as np
 
-from .. import _models
-from .._keras import keras
+from .._keras import keras, remade
 from ._graph import Flow, flows_in, positions, rectangle
 
 RULES = {}                          # {layer class: rule(layer, graph, *flows) -> flow}
@@ -223,7 +222,7 @@ def _weightless(op, graph, args, kwargs):
     specs = _specs(op, args, kwargs)
     if all(graph.is_fixed(flow) for flow in flows_in(args, kwargs)):
         return _outputs(graph, specs, "made of what cannot go")
-    twin = _models.from_config(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
+    twin = remade(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
     flat = _probed(twin, graph, args, kwargs, f"{op.name}: {type(op).__name__} mixes channels or fixes their number",
                    specs=keras.tree.flatten(specs))
     return keras.tree.pack_sequence_as(specs, flat)
