@@ -1,3 +1,0 @@
-"""Step -> learning rate."""
-
-__all__ = []
