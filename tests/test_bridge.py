@@ -349,6 +349,24 @@ def test_adapted_normalization(rng):
     assert_bridges(model, rng)
 
 
+def test_an_adapted_vocabulary(rng):
+    layer = L.TextVectorization(output_sequence_length=3)
+    layer.adapt(["the cat", "the dog"])
+    x = keras.Input((), dtype="string")
+    model = keras.Model(x, L.Embedding(5, 2)(layer(x)))
+    twin, words = _bridge.to_legacy(model), tf.constant(["the dog", "a cat"])
+    assert_equal(twin(words), model(words))
+    assert_equal(_bridge.copy_back(twin, model)(words), model(words))
+
+
+def test_inputs_of_other_kinds(rng):
+    inner = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(2, 3)])
+    x, y = keras.Input((8, 8, 3), dtype="uint8"), keras.Input(batch_shape=(4, 5, 3))
+    whole = keras.Input((5,))                                          # Embedding takes whole numbers in floats, too
+    model = keras.Model([x, y, whole], [inner(x), L.LSTM(2, stateful=True)(y), L.Embedding(3, 2)(abs(whole) // 9)])
+    assert_equal(_bridge.to_legacy(model)(batch := batch_of(model, rng)), model(batch))
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
 def test_the_policy_is_kept_unless_another_is_asked_for(policy, rng):
     keras.config.set_dtype_policy(policy)

@@ -41,6 +41,41 @@ def test_uses_come_in_order_with_their_arguments():
     assert [op.name.split("_")[0] for op, *_ in _keras.uses(functional())] == ["add", "dense"]
 
 
+def test_uses_know_what_an_output_needs():
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    inner = keras.Model([a, b], [keras.layers.Dense(2)(a), keras.layers.Dense(2)(b)])
+    x, y = keras.Input((3,)), keras.Input((3,))
+    used, idle = keras.layers.ReLU(name="used")(x), keras.layers.ReLU(name="idle")(y)
+    model = keras.Model([x, y], inner([used, idle]))
+    assert [op.name for op, *_ in _keras.uses_for(model, model.outputs[:1])[0]] == ["used", inner.name]
+
+
+def test_recorded_masks_are_told_from_given_ones():
+    x, given = keras.Input((3,), dtype="int32"), keras.Input((3,), dtype="bool")
+    embedded = keras.layers.Embedding(4, 2, mask_zero=True)(x)
+    model = keras.Model([x, given], [keras.layers.GRU(2)(embedded), keras.layers.GRU(2)(embedded, mask=given)])
+    assert _keras.mask_of(embedded) is not None
+
+    def masks(recorded):
+        return sorted("mask" in kwargs for op, _, kwargs, _ in _keras.uses_for(model, model.outputs, recorded)[0]
+                      if isinstance(op, keras.layers.GRU))
+
+    assert (masks(False), masks(True)) == ([False, True], [True, True])
+
+
+def test_losses_of_a_call_are_told_once():
+    layer = keras.layers.Dense(2, activity_regularizer="l2", kernel_regularizer="l2")
+    layer(tf.ones((2, 3)))
+    assert (len(_keras.call_losses(layer)), len(_keras.call_losses(layer))) == (1, 0)
+
+
+def test_what_was_adapted_is_told():
+    layer = keras.layers.StringLookup()
+    assert _keras.adapted(layer) == _keras.adapted(keras.layers.Dense(2)) == {}
+    layer.adapt(["cat", "dog", "cat"])
+    assert _keras.remade(layer).get_vocabulary() == ["[UNK]", "cat", "dog"]
+
+
 def test_the_compiled_loss_and_its_tracker():
     model = functional()
     model.compile("sgd", "mse")

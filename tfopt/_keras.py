@@ -59,10 +59,10 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
         "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "ModelWithOwnLosses", "call_losses", "forget_compiled", "fresh_inputs", "functions_of",
-           "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "parts_of", "producer", "remade", "replay",
-           "same_randomness", "schedule_of", "serializable", "set_mask", "task_loss", "tf", "uses", "uses_for",
-           "with_functions"]
+__all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "forget_compiled", "fresh_inputs",
+           "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "parts_of", "producer", "remade",
+           "replay", "same_randomness", "schedule_of", "serializable", "set_mask", "task_loss", "tf", "uses",
+           "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -195,8 +195,14 @@ def call_losses(layer):
 def remade(layer):
     """A new layer of the same config, not yet built. The functions in its Lambdas are those of the old one."""
     with SafeModeScope(False):
-        new = type(layer).from_config(layer.get_config())
+        new = type(layer).from_config({**layer.get_config(), **adapted(layer)})
     return with_functions(new, functions_of(layer))
+
+
+def adapted(layer):
+    """What a layer has learned from data by `adapt`, and tells neither by its config nor by its variables."""
+    words = layer.get_vocabulary(include_special_tokens=False) if hasattr(layer, "get_vocabulary") else []
+    return {"vocabulary": list(words)} if len(words) else {}
 
 
 def functions_of(layer):

@@ -6,7 +6,7 @@ import json
 
 import tf_keras
 
-from .._keras import call_losses, functions_of, keras, mask_of, parts_of, set_mask, tf, with_functions
+from .._keras import adapted, call_losses, functions_of, keras, mask_of, parts_of, set_mask, tf, with_functions
 
 _TENSOR = "tfopt:tensor:"          # stands in a call's arguments for its i-th tensor
 _live = {}                         # text written from a live object of this process -> what the text cannot hold of it
@@ -14,7 +14,10 @@ _live = {}                         # text written from a live object of this pro
 
 def dump(value, dtype=None):
     """A Keras 3 object, or a structure of constants, as a JSON text that tf_keras cannot mistake for its own config."""
-    text = json.dumps(_tidy(keras.saving.serialize_keras_object(value), dtype), sort_keys=True)
+    config = keras.saving.serialize_keras_object(value)
+    if isinstance(value, keras.layers.Layer):
+        config["config"] |= adapted(value)
+    text = json.dumps(_tidy(config, dtype), sort_keys=True)
     parts = [part if inspect.isfunction(part) else type(part) for part in parts_of(value)]
     classes = {part.__name__: part for part in parts if not part.__module__.startswith(("keras.", "builtins"))}
     _live[text] = classes, functions_of(value)
@@ -69,7 +72,8 @@ class Embedded(tf_keras.layers.Layer):
         """Carries `op` as it is called with `args` and `kwargs`, which hold KerasTensors."""
         symbols = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         fixed = [i for i, v in enumerate(op.variables) if not v.trainable] if getattr(op, "trainable", False) else []
-        policy = op.dtype_policy.name if isinstance(op, keras.layers.Layer) else "float32"
+        plain = isinstance(op, keras.layers.Layer) and op.quantization_mode is None
+        policy = op.dtype_policy.name if plain else "float32"
         return cls(dump(op, dtype), arguments_of(args, kwargs), [(x.shape, x.dtype) for x in symbols], fixed,
                    name=name, dtype=dtype or policy, trainable=getattr(op, "trainable", True))
 
