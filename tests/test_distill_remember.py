@@ -239,7 +239,7 @@ def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
     calls.write_text("")
     done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 2e-3
-    assert len(calls.read_text().splitlines()) == 10 - 2 * len(whole) + 1             # and once for the comparison
+    assert len(calls.read_text().splitlines()) == 10 - 2 * len(whole) + 2            # and twice for the comparison
     assert not list(folder.glob("*.half"))
 
 

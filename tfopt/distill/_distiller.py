@@ -163,7 +163,8 @@ class Distiller(keras.Model):
         measured = self.loss is not None or self._is_taught(y)
         unused = ["student_loss", "distillation_loss", *([] if measured else ["loss"])]
         logs = {name: value for name, value in super().test_step(data).items() if name not in unused}
-        require(logs, "`evaluate` needs something to measure", do="Compile a loss or metrics, or pass remembered answers.")
+        require(logs, "`evaluate` needs something to measure",
+                do="Compile a loss or metrics, or pass remembered answers.")
         return logs
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):

@@ -28,26 +28,47 @@ def run(model, x, training):
 def trace(tensor):
     """(kind, logits or None, last operation) of a tensor in a graph.
 
-    kind is "logits", "softmax" or "sigmoid"; None for outputs that are none of them for sure: logits come from an
-    affine layer, shifted or scaled by parameters alone; a sum of probabilities is neither.
+    kind is "logits", "softmax" or "sigmoid"; None for outputs that are none of them for sure. Logits come from an
+    affine layer, shifted or scaled by parameters alone. A weighted mean of probabilities is one too, without logits.
     """
+    kind, logits, last, mass = _trace(tensor)
+    return (kind if abs(mass - 1) < 1e-5 else None), logits, last
+
+
+def _trace(tensor):
+    """As `trace`, and what the probabilities of one example sum to."""
     op = tensor.op
     if op.type in _PROBABILITY:
-        return _PROBABILITY[op.type], op.inputs[0], op.type
+        return _PROBABILITY[op.type], op.inputs[0], op.type, 1.
     if op.type in _AFFINE:
-        return "logits", tensor, op.type
+        return "logits", tensor, op.type, 1.
     if op.type in _THROUGH:
-        kind, logits, last = trace(op.inputs[0])
-        return kind, tensor if kind == "logits" else logits, last
+        kind, logits, last, mass = _trace(op.inputs[0])
+        return kind, tensor if kind == "logits" else logits, last, mass
     if op.type in _RESHAPE:
-        kind, _, last = trace(op.inputs[0])
-        return (kind, tensor, last) if kind == "logits" else (None, None, f"{op.type} of {last}")
+        kind, _, last, _ = _trace(op.inputs[0])
+        return ("logits", tensor, last, 1.) if kind == "logits" else (None, None, f"{op.type} of {last}", 1.)
     if op.type in _SHIFT_OR_SCALE:
-        found = [trace(operand) for operand in op.inputs if not _is_parameter(operand)]
-        several = op.type in ("Mul", "RealDiv") and len(found) > 1
-        if found and not several and all(kind == "logits" for kind, _, _ in found):
-            return "logits", tensor, op.type
-    return None, None, op.type
+        return _trace_sum(op, tensor)
+    return None, None, op.type, 1.
+
+
+def _trace_sum(op, tensor):
+    parameters = [operand for operand in op.inputs if _is_parameter(operand)]
+    found = [_trace(operand) for operand in op.inputs if not _is_parameter(operand)]
+    kinds = {kind for kind, *_ in found}
+    product = op.type in ("Mul", "RealDiv")
+    if len(kinds) == 1 and (len(found) == 1 or not product):
+        kind, = kinds
+        if kind == "logits":
+            return kind, tensor, op.type, 1.
+        factor = tf.get_static_value(parameters[0]) if product and parameters else None
+        mass = sum(mass for *_, mass in found)
+        if kind and product and factor is not None and factor.size == 1:
+            return kind, None, op.type, mass / float(factor) if op.type == "RealDiv" else mass * float(factor)
+        if kind and op.type in ("AddV2", "Add", "AddN") and not parameters:
+            return kind, None, op.type, mass
+    return None, None, op.type, 1.
 
 
 def _is_parameter(tensor):

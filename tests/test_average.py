@@ -1,0 +1,223 @@
+"""Ensembles, soups and averages over training equal their definition in numpy; the models stay as they were."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfopt import average, distill
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def dense(units=5, *, classes=3, activation=None, seed=0, normalize=False):
+    start = keras.initializers.GlorotUniform(seed)
+    layers = [keras.layers.Dense(units, kernel_initializer=start)]
+    layers += [keras.layers.BatchNormalization()] if normalize else []
+    layers += [keras.layers.ReLU(), keras.layers.Dropout(0.3, seed=1),
+               keras.layers.Dense(classes, activation, kernel_initializer=start)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def batch(rng, count=64):
+    return rng.normal(size=(count, 4)).astype("float32"), rng.integers(0, 3, count)
+
+
+def snapshot(models):
+    return [[w.copy() for w in model.get_weights()] for model in models]
+
+
+def test_outputs_are_the_weighted_mean(rng, tmp_path):
+    x, _ = batch(rng)
+    models = [dense(5), dense(8, seed=1), dense(3, seed=2)]
+    models[1].trainable = False
+    before = snapshot(models)
+    together = average.outputs(models, weights=[1, 2, 5])
+    expected = sum(w * np.float64(model(x)) for w, model in zip((1, 2, 5), models, strict=True)) / 8
+    np.testing.assert_allclose(together(x), expected, atol=1e-6)
+    together.save(tmp_path / "together.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "together.keras")(x), together(x))
+    for variable in together.variables:
+        variable.assign(variable * 0)
+    for now, then in zip(snapshot(models), before, strict=True):
+        assert all(map(np.array_equal, now, then))
+
+
+def test_outputs_of_several_heads(rng):
+    def build(seed):
+        inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((4,), name="b")}
+        hidden = keras.layers.Add()([dense(5, seed=seed)(inputs["a"]), inputs["b"][:, :3]])
+        return keras.Model(inputs, {"one": hidden, "two": keras.layers.Dense(1)(hidden)})
+
+    models, x = [build(0), build(1)], {"a": batch(rng)[0], "b": batch(rng)[0]}
+    found, answers = average.outputs(models)(x), [model(x) for model in models]
+    for name in ("one", "two"):
+        np.testing.assert_allclose(found[name], (answers[0][name] + answers[1][name]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
+def test_an_ensemble_teaches(rng, activation):
+    x, _ = batch(rng)
+    teacher = average.outputs([dense(8, activation=activation), dense(8, activation=activation, seed=1)],
+                              weights=[0.3, 0.9])
+    made = distill.Distiller(teacher, dense(4, seed=2), distill.Logits(1.))
+    made.compile(keras.optimizers.Adam(0.03))
+    loss = made.fit(x, epochs=15, verbose=0).history["loss"]
+    assert loss[-1] < loss[0]
+    p = keras.ops.softmax(teacher(x)) if activation is None else teacher(x)
+    q = keras.ops.sigmoid(made.student(x)) if activation == "sigmoid" else keras.ops.softmax(made.student(x))
+    expected = (p * np.log(p / q)).numpy()
+    if activation == "sigmoid":
+        expected += ((1 - p) * np.log((1 - p) / (1 - q))).numpy()
+    assert made.evaluate(x, verbose=0, batch_size=64) == pytest.approx(expected.sum(-1).mean(), rel=1e-4)
+
+
+def test_weights_are_the_mean(rng):
+    models = [dense(seed=seed) for seed in range(3)]
+    before = snapshot(models)
+    soup = average.weights(models)
+    for found, *parts in zip(soup.get_weights(), *before, strict=True):
+        if found.dtype.kind == "f":
+            np.testing.assert_allclose(found, np.mean(parts, axis=0), atol=1e-7)
+    assert not soup.compiled
+    for now, then in zip(snapshot(models), before, strict=True):
+        assert all(map(np.array_equal, now, then))
+
+
+def test_a_greedy_soup_leaves_out_what_hurts():
+    def constant(value):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.set_weights([np.zeros((1, 1)), np.float32([value])])
+        return model
+
+    tried = []
+
+    def score(model):
+        tried.append(float(model.layers[0].bias[0]))
+        return -abs(tried[-1] - 1.0)
+
+    soup = average.weights([constant(value) for value in (100., 0., 2.5, 2.2)], score=score)
+    # by score: 0 (-1), 2.2 (-1.2), 2.5 (-1.5), 100. 0 & 2.2 -> 1.1 kept; & 2.5 -> 1.567 worse; & 100 worse.
+    assert float(soup.layers[0].bias[0]) == pytest.approx(1.1)
+    assert len(tried) == 4 + 3
+
+
+def test_statistics_are_those_of_the_data(rng):
+    x, _ = batch(rng, 96)
+    model = dense(normalize=True)
+    before = snapshot([model])[0]
+    found = average.statistics(model, x)
+    layer = next(layer for layer in found.layers if isinstance(layer, keras.layers.BatchNormalization))
+    hidden = (np.float64(x) @ before[0] + before[1]).reshape(3, 32, -1)
+    np.testing.assert_allclose(layer.moving_mean, hidden.mean(1).mean(0), atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, hidden.var(1).mean(0), atol=1e-5)
+    assert layer.momentum == 0.99
+    assert all(map(np.array_equal, snapshot([model])[0], before))
+    for mine, theirs in zip(found.variables, model.variables, strict=True):              # the dropout's state too
+        assert "moving" in mine.path or np.array_equal(mine, theirs)
+
+
+class Recorder(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.weights = [[v.numpy() for v in self.model.trainable_variables]]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.weights.append([v.numpy() for v in self.model.trainable_variables])
+
+
+@pytest.mark.parametrize("momentum", [None, 0.6])
+def test_swa_equals_its_definition(rng, momentum):
+    x, y = batch(rng)
+    model, recorder = dense(), Recorder()
+    model.compile(keras.optimizers.SGD(0.5), SPARSE)
+    swa = average.SWA(3, 2, momentum=momentum)
+    model.fit(x, y, batch_size=16, epochs=3, callbacks=[recorder, swa], verbose=0)
+    moments = [[np.float64(w) for w in recorder.weights[step]] for step in (3, 5, 7, 9, 11)]
+    expected = moments[0]
+    for count, now in enumerate(moments[1:], 1):
+        share = 1 / (count + 1) if momentum is None else 1 - momentum
+        expected = [(1 - share) * old + share * new for old, new in zip(expected, now, strict=True)]
+    assert swa.count == 5
+    for variable, mean in zip(model.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(variable, mean, atol=1e-6)
+
+
+def test_swa_estimates_statistics_of_the_mean(rng):
+    x, y = batch(rng)
+    model = dense(normalize=True)
+    model.compile(keras.optimizers.SGD(0.5), SPARSE)
+    model.fit(x, y, epochs=3, callbacks=[average.SWA(2, 2, data=x)], verbose=0)
+    expected = average.statistics(model, x)
+    for found, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(found, theirs, atol=1e-6)
+
+
+def test_swa_averages_a_distillers_student(rng):
+    x, y = batch(rng)
+    student, recorder = dense(), Recorder()
+    made = distill.Distiller(dense(8), student, distill.Logits())
+    made.compile(keras.optimizers.SGD(0.5), SPARSE)
+    made.fit(x, y, batch_size=32, epochs=2, callbacks=[recorder, average.SWA(1, 1)], verbose=0)
+    expected = np.mean([w[0] for w in recorder.weights[1:]], 0)
+    np.testing.assert_allclose(student.trainable_variables[0], expected, atol=1e-6)
+
+
+STEPS = """
+import json, numpy as np, keras
+from tfopt import average
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(64, 4)).astype("float32"), rng.integers(0, 3, 64)
+
+def train(strategy):
+    with strategy.scope():
+        start = keras.initializers.GlorotUniform(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, kernel_initializer=start),
+                                  keras.layers.BatchNormalization(synchronized=True), keras.layers.ReLU(),
+                                  keras.layers.Dense(3, kernel_initializer=start)])
+        model.compile(keras.optimizers.SGD(0.3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    model.fit(data, epochs=3, verbose=0, callbacks=[average.SWA(4, 2, data=x)])
+    soup = average.weights([model, model])
+    return np.concatenate([np.ravel(w) for w in [*model.get_weights(), *soup.get_weights()]])
+
+one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+print(json.dumps(float(np.abs(train(one) - train(two)).max())))
+"""
+
+
+def test_two_devices_equal_one(run_python):
+    assert json.loads(run_python(STEPS, devices=2).splitlines()[-1]) < 1e-5
+
+
+REFUSED = {
+    "one model": (lambda: average.outputs([dense()]), "two or more models"),
+    "no list": (lambda: average.weights(dense()), "two or more models"),
+    "unbuilt": (lambda: average.outputs([dense(), keras.Sequential([keras.layers.Dense(3)])]), "needs a built"),
+    "other outputs": (lambda: average.outputs([dense(), dense(classes=4)]), "the same inputs and outputs"),
+    "other weights": (lambda: average.weights([dense(), dense(8)]), "the same weights"),
+    "count": (lambda: average.outputs([dense(), dense()], weights=[1]), "one number for each model"),
+    "negative": (lambda: average.outputs([dense(), dense()], weights=[1, -1]), "`weights` must be a finite number > 0"),
+    "score": (lambda: average.weights([dense(), dense()], score=lambda model: float("nan")), r"`score\(model\)`"),
+    "start": (lambda: average.SWA(-1, 1), "`start`"), "every": (lambda: average.SWA(0, 0), "`every`"),
+    "momentum": (lambda: average.SWA(0, 1, momentum=1), "`momentum`"),
+    "no data": (lambda: average.statistics(dense(normalize=True), np.zeros((0, 4))), "needs data"),
+}
+
+
+@pytest.mark.parametrize(("make", "rule"), REFUSED.values(), ids=REFUSED)
+def test_refused(make, rule):
+    with pytest.raises(ValueError, match=rule):
+        make()
+
+
+def test_swa_refuses_what_it_could_not_do(rng):
+    x, y = batch(rng)
+    model = dense()
+    model.compile("sgd", SPARSE)
+    with pytest.raises(ValueError, match=r"must start before training ends\. Received: start=100, steps=2"):
+        model.fit(x, y, callbacks=[average.SWA(100, 1)], verbose=0)
+    model = dense(normalize=True)
+    model.compile("sgd", SPARSE)
+    with pytest.raises(ValueError, match="needs `data` for a model with batch normalisation"):
+        model.fit(x, y, callbacks=[average.SWA(0, 1)], verbose=0)
