@@ -175,11 +175,15 @@ def leaves(model, prefix=""):
     return found
 
 
-def survivors(old, new, axis):
-    """Which indices of an axis of `old` are found in `new`: told by the numbers themselves."""
-    found = np.isin(old, new)
-    share = np.moveaxis(found, axis, 0).reshape(old.shape[axis], -1).mean(1)
-    return np.sort(np.argsort(-share, kind="stable")[:new.shape[axis]])
+def survivors(pairs):
+    """Which channels of a layer are found in its small version, told by the numbers in (old, new, axis) themselves.
+
+    All weights have a vote: two equal numbers in a long vector are no rarity.
+    """
+    votes = sum(np.moveaxis(np.isin(old, new), axis, 0).reshape(old.shape[axis], -1).mean(1)
+                for old, new, axis in pairs)
+    _, new, axis = pairs[0]
+    return np.sort(np.argsort(-votes, kind="stable")[:new.shape[axis]])
 
 
 def output_axis(layer, name):
@@ -203,14 +207,16 @@ def silenced(model, small, swap=None):
     for path, layer in leaves(quiet).items():
         if not layer.weights:
             continue
-        for old, new in zip(layer.weights, others[path].weights, strict=True):
-            axis = output_axis(layer, old.path.rsplit("/", 1)[-1])
-            if axis is None or old.shape[axis] == new.shape[axis]:
-                continue
+        made = [(old, new.numpy(), axis) for old, new in zip(layer.weights, others[path].weights, strict=True)
+                if (axis := output_axis(layer, old.path.rsplit("/", 1)[-1])) is not None]
+        if not made or made[0][0].shape == made[0][1].shape:
+            continue
+        kept = survivors([(old.numpy(), new, axis) for old, new, axis in made])
+        for old, _, axis in made:
+            gone = np.setdiff1d(np.arange(old.shape[axis]), kept)
             value = old.numpy().copy()
-            gone = np.setdiff1d(np.arange(old.shape[axis]), survivors(value, new.numpy(), axis))
             if path == swap and value.ndim > 1:
-                gone[0] = np.setdiff1d(np.arange(old.shape[axis]), gone)[0]
+                gone[0] = kept[0]
             np.moveaxis(value, axis, 0)[gone] = 0
             old.assign(value)
     return quiet
