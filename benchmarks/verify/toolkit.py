@@ -125,7 +125,7 @@ def run(stage, seed, folder, train, test):
     row = measured(seed, stage, model, test)
     print(row, flush=True)
     TABLE.parent.mkdir(exist_ok=True)
-    pd.concat([seen(), pd.DataFrame([row])]).to_csv(TABLE, index=False, float_format="%.5g")
+    pd.concat([seen(), pd.DataFrame([row])]).to_csv(TABLE, index=False, float_format="%.6g")
     model.save(path)
 
 
@@ -135,7 +135,7 @@ def clock(folder, seed, stages):
     rows = seen()
     speeds = report.compare(models, runs=300).frame.latency_ms
     rows["latency_ms"] = rows.model.map(speeds).where(rows.seed == seed)
-    rows.to_csv(TABLE, index=False, float_format="%.5g")
+    rows.to_csv(TABLE, index=False, float_format="%.6g")
 
 
 def summary():
