@@ -192,10 +192,10 @@ def call_losses(layer):
     return losses
 
 
-def remade(layer):
-    """A new layer of the same config, not yet built. The functions in its Lambdas are those of the old one."""
+def remade(layer, changes=()):
+    """A new layer of the same config, with `changes`, not yet built. The functions in its Lambdas are the old ones."""
     with SafeModeScope(False):
-        new = type(layer).from_config({**layer.get_config(), **adapted(layer)})
+        new = type(layer).from_config({**layer.get_config(), **adapted(layer), **dict(changes)})
     return with_functions(new, functions_of(layer))
 
 
