@@ -79,7 +79,10 @@ def convert(model, mode="int8", *, calibration=None):
     if mode == "dynamic" and lite.ops["op"].str.contains("CONV").any():
         warnings.warn("quantize.convert: dynamic range makes a model with convolutions smaller, but often slower on "
                       "CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=2)
-    note = {"report": report, **({"plan": model.plan.values.tolist()} if trained else {})}
+    note = {"report": report}
+    if trained:
+        report.update(_preserved(source.kernels(), lite.content))
+        note["plan"] = source.plan.to_dict("records")
     return _named(content, structure, outputs, note)
 
 
@@ -239,6 +242,51 @@ def _compare(model, inputs, samples, lite, on_noise):
     equal = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in zip(expected, found, strict=True) if a.shape[-1] > 1]
     return {"samples": len(samples[0]), "checked_on": "noise" if on_noise else "calibration",
             "max_difference": difference, "agreement": float(np.mean(equal)) if equal else None}
+
+
+def _preserved(kernels, content):
+    """Share of zeros and largest number of shared values, counted in the file; refuses if it lost any.
+
+    A kernel is found in the file by its values, which differ by rounding and by one factor for each channel.
+    """
+    wanted = [(name, kernel, kept) for name, (kernel, _, kept) in kernels.items() if kept["zeros"] or kept["centroids"]]
+    found = [values for *_, values in _file.kernels(content) if values.dtype == np.int8]
+    lost, zeros, size, most = {}, 0, 0, 0
+    for name, kernel, kept in wanted:
+        own = [values for values in found if _same(values, _in_file(kernel, values.shape))]
+        if not own:
+            lost[name] = "not in the file"
+            continue
+        values, kernel = own[0], _in_file(kernel, own[0].shape)
+        by_channel = kernel.ndim == 4
+        counts = [max(len(np.unique(row)) for row in (array if by_channel else [array])) for array in (values, kernel)]
+        if kept["zeros"] and (values[kernel == 0] != 0).any():
+            lost[name] = f"sparsity {(kernel == 0).mean():.4f} became {(values == 0).mean():.4f}"
+        if kept["centroids"] and counts[0] > counts[1]:
+            lost[name] = f"{counts[1]} shared values became {counts[0]}"
+        if kept["zeros"]:
+            zeros, size = zeros + (values == 0).sum(), size + values.size
+        most = max(most, counts[0] if kept["centroids"] else 0)
+    require(not lost, "quantize.convert must keep what quantize.wrap preserved", lost=lost)
+    return {**({"sparsity": float(zeros / size)} if size else {}), **({"clusters": most} if most else {})}
+
+
+def _in_file(kernel, shape):
+    """A Keras kernel laid out as LiteRT lays it out: output channels first."""
+    if kernel.ndim == 2:
+        return kernel.T
+    if shape[0] == 1 and kernel.shape[2] * kernel.shape[3] == shape[3]:
+        return kernel.reshape(shape) if kernel.shape[:2] == tuple(shape[1:3]) else kernel
+    return kernel.transpose(3, 0, 1, 2)
+
+
+def _same(values, kernel):
+    if values.shape != kernel.shape:
+        return False
+    rows = [np.abs(array.reshape(len(array), -1).astype("float64")) for array in (values, kernel)]
+    scaled = [row / np.maximum(row.max(1, keepdims=True), 1e-30) for row in rows]
+    return np.abs(scaled[0] - scaled[1]).max() < 0.03 if values.ndim == 4 else (
+        np.abs(rows[0] / max(rows[0].max(), 1e-30) - rows[1] / max(rows[1].max(), 1e-30)).max() < 0.03)
 
 
 def _shares(ops):

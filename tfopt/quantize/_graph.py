@@ -124,19 +124,20 @@ class Graph:
         return "lone", "as a depthwise convolution with itself"
 
     def rounds(self, use):
-        """Is the output of this use rounded? Not where LiteRT runs the next use as one with it."""
-        follower = self.only_taker(use)
-        if use.kind in ("fixed", "pass", "float"):
-            return False
-        if follower is None or use.kind == "output":
-            return True
+        """Is the output of this use rounded?"""
+        return use.kind not in ("fixed", "pass", "float") and self.joined(use) is None
+
+    def joined(self, use):
+        """The use behind this one that LiteRT runs as one with it, so that nothing is rounded between; or None."""
+        follower = self.only_taker(use) if len(use.outputs) == 1 else None
+        if follower is None or use.kind in ("output", "fixed", "pass", "float"):
+            return None
         if follower.kind == "fold":
-            return False
-        joins = type(use.op).__name__ == "Add" or (use.kind in ("kernel", "fold", "lone") and not self.reshapes(use))
-        if joins and is_relu(follower) and follower.kind == "range" and not self.splits(use):
-            return False
-        relu = is_relu(use)
-        return not (type(follower.op).__name__ == "Concatenate" and follower.kind == "range" and (joins or relu))
+            return follower
+        ends = type(use.op).__name__ == "Add" or (use.kind in ("kernel", "fold", "lone") and not self.reshapes(use))
+        relu = ends and is_relu(follower) and not self.splits(use)
+        together = type(follower.op).__name__ == "Concatenate" and (ends or is_relu(use))
+        return follower if follower.kind == "range" and (relu or together) else None
 
     def reshapes(self, use):
         """Does the use work on four axes for LiteRT's sake, where the model has fewer?"""

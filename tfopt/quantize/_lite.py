@@ -30,7 +30,8 @@ class LiteModel:
       content: the file, bytes.
       size: its length in bytes.
       report: what `quantize.convert` saw: mode, samples, max_difference and agreement with the float model, seconds.
-      plan: table of what was quantised, what was not, and why. See `quantize.plan`.
+      plan: table of what was quantised, what was not, and why: that of `quantize.plan` for a model from
+        `quantize.wrap`, else one row an operation of the file.
       kernels: {name: array} of the constant kernels as the file stores them; in int8, 0 stands for 0.0.
       ops: table of the operations: op, name, dtype of what it computes on, dtype of its weights, macs.
 
@@ -82,11 +83,11 @@ class LiteModel:
     @property
     def plan(self):
         if "plan" in self._note:
-            return pd.DataFrame(self._note["plan"], columns=["layer", "done", "why"])
+            return pd.DataFrame(self._note["plan"])
         table = self.ops[_file.computing(self.ops)]
         whole = _file.integer(table)
         return pd.DataFrame({
-            "layer": table["name"], "done": np.where(whole, table["dtype"], "float"),
+            "layer": table["name"], "class": table["op"], "status": np.where(whole, "done", "float"),
             "why": np.where(whole, "", np.where(table["weights"].isin(["int8", "float16"]),
                                                 table["weights"] + " weights, float arithmetic", "computes in float"))})
 

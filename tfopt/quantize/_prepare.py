@@ -7,6 +7,7 @@ from .._keras import fresh_inputs, fresh_operation, keras
 from ._graph import ACTIVATIONS, called, free, renamed
 
 layers = keras.layers
+_values = keras.ops.convert_to_numpy
 _ONE_D = {"Conv1D": "Conv2D", "DepthwiseConv1D": "DepthwiseConv2D"}
 
 
@@ -63,9 +64,9 @@ class Prepared:
 
     def demand(self, use, x):
         """Sees to it that an input of `use` is rounded."""
-        value = self.values[id(x)]
-        if not value.rounded and "float" in x.dtype and not _wants_raw(use):
-            maker = self.graph.maker.get(id(x))
+        value, maker = self.values[id(x)], self.graph.maker.get(id(x))
+        joined = maker is not None and self.graph.joined(maker) is use
+        if not value.rounded and not joined and "float" in x.dtype and not _wants_raw(use):
             value.current = self.round(value.current, value.given or legacy_name(maker.path),
                                        self.inputs if value.given else self.ranges)
             value.rounded = True
@@ -111,10 +112,10 @@ class Prepared:
     def norm(self, use, x):
         """(x - mean) / deviation is a BatchNormalization that has learned its statistics."""
         op, count = use.op, x.shape[-1]
-        deviation = np.maximum(np.sqrt(np.asarray(op.variance)), keras.config.epsilon())
+        deviation = np.maximum(np.sqrt(_values(op.variance)), keras.config.epsilon())
         norm = self.layer(use, "", lambda name: layers.BatchNormalization(
             epsilon=0.0, center=False, scale=False, trainable=False, name=name),
-            weights=[np.broadcast_to(value.reshape(-1), count) for value in (np.asarray(op.mean), deviation ** 2)])
+            weights=[np.broadcast_to(value.reshape(-1), count) for value in (_values(op.mean), deviation ** 2)])
         return self.round_if(use, norm(self.same(use)(x)))
 
     def scale(self, use, x):
@@ -151,7 +152,7 @@ class Prepared:
         if kind == "Dense" and self.graph.reshapes(use):
             config = {key: value for key, value in op.get_config().items() if key not in (
                 "units", "lora_rank", "lora_alpha", "quantization_config")}
-            kernel = np.asarray(op.kernel)[None, None]
+            kernel = _values(op.kernel)[None, None]
             layer = self.layer(use, "", lambda name: layers.Conv2D.from_config(
                 {**config, **changes, "filters": op.units, "kernel_size": 1, "name": name}), kernel=True,
                 weights=[kernel, *([op.bias] if op.use_bias else [])])
@@ -159,7 +160,7 @@ class Prepared:
         if kind not in _ONE_D:
             return self.layer(use, "", lambda name: renamed(op, name, **changes), kernel=True,
                               weights=op.variables)(x)
-        values = [np.asarray(op.kernel)[None], *([op.bias] if op.use_bias else [])]
+        values = [_values(op.kernel)[None], *([op.bias] if op.use_bias else [])]
         return self.flat(use, "", getattr(layers, _ONE_D[kind]), x, {**op.get_config(), **changes}, values)
 
     def flat(self, use, part, cls, x, config, weights):
@@ -187,10 +188,10 @@ class Prepared:
                 "initializer", "regularizer", "constraint")}, "kernel_size": 1, "strides": 1, "dilation_rate": 1}
         first, second = [op.depthwise_kernel], [op.pointwise_kernel, *([op.bias] if op.use_bias else [])]
         if flat:
-            x = self.flat(use, "depthwise", layers.DepthwiseConv2D, x, deep, [np.asarray(first[0])[None]])
+            x = self.flat(use, "depthwise", layers.DepthwiseConv2D, x, deep, [_values(first[0])[None]])
             x = self.round(x, f"{legacy_name(use.path)}_depthwise", self.ranges)
             return self.flat(use, "", layers.Conv2D, x, {**wide, "padding": "valid"},
-                             [np.asarray(second[0])[None], *second[1:]])
+                             [_values(second[0])[None], *second[1:]])
         x = self.layer(use, "depthwise", lambda name: layers.DepthwiseConv2D.from_config({**deep, "name": name}),
                        kernel=True, weights=first)(x)
         x = self.round(x, f"{legacy_name(use.path)}_depthwise", self.ranges)

@@ -142,7 +142,7 @@ def calibrate(model, data):
     require_adopted(model, Quantized, "quantize.calibrate", "quantize.wrap")
     inputs = fresh_inputs(graph_of(model.base))
     samples = take(data, inputs)
-    kept = [np.array(variable) for variable in model.variables]
+    kept = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
     seen = []
     with same_randomness():
         for training in (False, True):
@@ -179,7 +179,7 @@ def _preserved(layer, preserve):
     kept = {"zeros": False, "centroids": None}
     if preserve is None or not layer.trainable:
         return kept
-    value = np.asarray(layer.kernel)
+    value = keras.ops.convert_to_numpy(layer.kernel)
     if preserve in ("sparsity", "both"):
         kept["zeros"] = bool((value == 0).any())
     if preserve in ("clusters", "both"):

@@ -1,0 +1,410 @@
+"""Quantisation-aware training: it rounds where TFMOT rounds, keeps what it should, saves, and becomes integer files."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfopt import distill, quantize
+from tfopt._bridge import to_legacy
+from tfopt._toolkit import tfmot
+from tfopt.quantize import _file
+
+layers = keras.layers
+
+
+def images(count=48, size=10, seed=0):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, size, size, 3)).astype("float32"), random.integers(0, 4, count)
+
+
+def classifier(seed=1):
+    """Every pattern that LiteRT runs as one: convolution-norm-ReLU, with a ReLU of its own, addition-ReLU."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((10, 10, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, use_bias=False, name="first")(inputs)))
+    y = layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same", name="deep")(x))
+    x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.Conv2D(8, 1, activation="relu", name="wide")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="classes")(x), name="classifier")
+
+
+def fit(model, x, y, epochs=2, loss="sparse_categorical_crossentropy", **options):
+    model.compile(keras.optimizers.SGD(0.1), loss, **options)
+    return model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+
+
+def sparse_and_shared(model, values=6, share=0.5, seed=0):
+    """Gives every kernel few different values and zeros, as pruning and clustering would."""
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.Dense):
+            kernel = layer.kernel.numpy()
+            table = np.quantile(kernel, np.linspace(0.05, 0.95, values))
+            kernel = table[np.abs(kernel[..., None] - table).argmin(-1)]
+            layer.kernel.assign(kernel * (random.random(kernel.shape) >= share))
+    return model
+
+
+# The same as the toolkit
+
+
+def test_trains_as_the_toolkit_does_in_tf_keras():
+    import tf_keras
+
+    x, y = images()
+    model = classifier()
+    theirs = tfmot.quantization.keras.quantize_model(to_legacy(model))
+    theirs.compile(tf_keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    expected = theirs.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history["loss"]
+    aware = quantize.wrap(model)
+    assert fit(aware, x, y) == pytest.approx(expected, abs=2e-5)
+    np.testing.assert_allclose(aware.predict(x, verbose=0), theirs.predict(x, verbose=0), atol=0.02)     # a few steps
+    assert np.abs(np.subtract(fit(classifier(), x, y), expected)).max() > 1e-4, "without rounding it differs"
+
+
+def test_shared_values_train_as_the_toolkit_s_do():
+    import tf_keras
+    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
+        default_8bit_cluster_preserve_quantize_scheme as scheme,
+    )
+
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(48, 12)).astype("float32"), random.integers(0, 4, 48)
+    model = sparse_and_shared(keras.Sequential([keras.Input((12,)), layers.Dense(10, activation="relu"),
+                                                layers.Dense(4, activation="softmax")]), share=0)
+    toolkit = tfmot.quantization.keras
+    theirs = toolkit.quantize_apply(toolkit.quantize_annotate_model(to_legacy(model)),
+                                    scheme=scheme.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=False))
+    theirs.compile(tf_keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    expected = theirs.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history["loss"]
+    assert fit(quantize.wrap(model, preserve="clusters"), x, y) == pytest.approx(expected, abs=2e-5)
+
+
+# What is prepared is the same function, in integers
+
+
+def picture_net():
+    inputs = keras.Input((10, 10, 3))
+    x = layers.Rescaling(0.5, offset=-0.1)(inputs)
+    x = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 0.5])(x)
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(x))       # a norm with nothing to fold into
+    x = layers.SeparableConv2D(6, 3, padding="same", activation="silu")(x)
+    branch = layers.ReLU()(layers.Conv2D(6, 1)(x))
+    x = layers.Concatenate()([branch, layers.AveragePooling2D(3, 1, padding="same")(x)])
+    x = layers.Conv2D(12, 3, groups=2, activation="hard_silu")(layers.UpSampling2D(interpolation="bilinear")(x))
+    gate = layers.Dense(12, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.Multiply()([x, gate])
+    x = layers.ReLU(6.0)(x + 3.0) * (1 / 6)
+    x = layers.Conv2DTranspose(3, 3, strides=2)(layers.MaxPooling2D()(x))
+    return keras.Model(inputs, layers.Flatten()(layers.Softmax()(x[:, 1:])))
+
+
+def sequence_net():
+    inputs = keras.Input((12, 5))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(6, 3, use_bias=False)(inputs)))
+    x = layers.Conv1D(6, 3, padding="causal", dilation_rate=2, activation="gelu")(x)
+    x = layers.SeparableConv1D(6, 3, strides=2, padding="same")(x)
+    x = layers.DepthwiseConv1D(3, strides=2, padding="same", activation="tanh")(x)
+    return keras.Model(inputs, layers.GlobalMaxPooling1D()(layers.BatchNormalization()(layers.Dropout(0.2)(x))))
+
+
+def vector_net():
+    inputs = keras.Input((7,))
+    inner_in = keras.Input((6,))
+    inner = keras.Model(inner_in, layers.LeakyReLU()(layers.Dense(6)(inner_in)), name="inner")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6)(layers.BatchNormalization()(inputs))))
+    return keras.Model(inputs, layers.Subtract()([inner(inner(x)), x]))
+
+
+@pytest.mark.parametrize("build", [picture_net, sequence_net, vector_net])
+def test_rewrites_are_exact_and_in_integers(build):
+    random = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    model = build()
+    for weight in model.weights:
+        if "moving_variance" in weight.path:
+            weight.assign(random.uniform(0.5, 2, weight.shape))
+        elif weight.path.split("/")[-1] in ("moving_mean", "beta", "gamma", "bias"):
+            weight.assign(random.normal(size=weight.shape) * 0.3 + (weight.path.endswith("gamma")))
+    x = random.normal(size=(32, *model.input_shape[1:])).astype("float32")
+    expected = model.predict(x, verbose=0)
+    aware = quantize.wrap(model)
+    np.testing.assert_allclose(aware.base.predict(x, verbose=0), expected, atol=2e-5)
+    assert set(quantize.plan(model)["status"]) == {"done"}
+    assert aware.plan.equals(quantize.plan(model))
+    quantize.calibrate(aware, x)
+    scale = np.abs(expected).max()
+    assert np.abs(aware.predict(x, verbose=0) - expected).max() < 0.08 * scale
+    lite = quantize.convert(aware, calibration=x)
+    assert (lite.report["integer_ops"], lite.report["integer_macs"], lite.report["float_ops"]) == (1, 1, {})
+    assert lite.report["max_difference"] < 0.06 * scale
+
+
+def test_plan_tells_what_stays_in_float():
+    inputs = keras.Input((6, 4))
+    x = layers.LayerNormalization(name="norm")(layers.Dense(4, activation="selu", name="dense")(inputs))
+    x = layers.LSTM(3, name="rnn")(x)
+    model = keras.Model(inputs, layers.Dense(2, name="out")(x))
+    plan = quantize.plan(model).set_index("layer")
+    assert plan["status"].to_dict() == {"dense": "done", "dense (its activation)": "output only", "norm": "output only",
+                                        "rnn": "float", "out": "done"}
+    assert plan["weights"].to_dict()["dense"] == 20
+    assert "recurrent" in plan["why"]["rnn"]
+    x = np.random.default_rng(0).normal(size=(16, 6, 4)).astype("float32")
+    lite = quantize.convert(quantize.calibrate(quantize.wrap(model), x), calibration=x)
+    assert lite.plan.set_index("layer")["status"].equals(plan["status"])
+    ops = lite.ops
+    dense = ops[(ops["op"] == "FULLY_CONNECTED") & (ops["dtype"] == "int8")]
+    assert len(dense) == 2, "both Dense layers compute in integers, between what does not"
+    assert 0 < lite.report["integer_ops"] < 1
+
+
+def test_where_takes_norm_and_relu_along():
+    model = classifier()
+    status = quantize.plan(model, where=["first", "classes"]).set_index("layer")["status"]
+    assert list(status[status == "done"].index) == ["first", "batch_normalization", "re_lu", "classes"] or (
+        status.drop(["first", "classes"]).value_counts().to_dict() == {"done": 2, "float": 6})
+    x, _ = images(16)
+    lite = quantize.convert(quantize.calibrate(quantize.wrap(model, where=["first", "classes"]), x), calibration=x)
+    kernels = lite.ops[lite.ops["macs"] > 0]
+    assert list(kernels["dtype"]) == ["int8", "float32", "float32", "int8"]
+    only = quantize.plan(model, where=lambda layer: isinstance(layer, layers.Dense))
+    assert list(only[only["status"] == "done"]["layer"]) == ["classes"]
+
+
+def test_calibrate_sets_ranges_and_nothing_else():
+    x, _ = images()
+    model = classifier()
+    aware = quantize.wrap(model)
+    kept = {v.path: v.numpy() for v in aware.variables if "_min" not in v.path and "_max" not in v.path}
+    before = np.abs(aware.predict(x, verbose=0) - model.predict(x, verbose=0)).max()
+    assert quantize.calibrate(aware, x) is aware
+    after = np.abs(aware.predict(x, verbose=0) - model.predict(x, verbose=0)).max()
+    assert after < before / 2
+    for variable in aware.variables:
+        if variable.path in kept:
+            np.testing.assert_array_equal(variable.numpy(), kept[variable.path])
+    inputs = [v for v in aware.variables if v.path.endswith(("input_layer_range_min", "range_range_min"))]
+    assert any(float(v.numpy()) == pytest.approx(x.min()) for v in aware.variables if v.shape == ()), inputs
+
+
+def test_untrained_norms_do_not_make_training_explode():
+    """In inference the activations of a fresh deep model shrink; ranges from there would clip all of training."""
+    keras.utils.set_random_seed(0)
+    x, y = images()
+    h = inputs = keras.Input((10, 10, 3))
+    for _ in range(6):
+        h = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False,
+                                                                       kernel_initializer=keras.initializers.RandomNormal(
+                                                                           stddev=0.02))(h)))
+    model = keras.Model(inputs, layers.Dense(4, activation="softmax")(layers.Flatten()(h)))
+    aware = quantize.calibrate(quantize.wrap(model), x)
+    start = [v.numpy() for v in aware.trainable_variables]
+    fit(aware, x, y, epochs=1)
+    moved = max(np.abs(v.numpy() - old).max() for v, old in zip(aware.trainable_variables, start, strict=True))
+    assert moved < 2
+
+
+# Zeros and shared values
+
+
+@pytest.mark.parametrize("preserve", ["sparsity", "clusters", "both"])
+def test_preserved_in_the_file(preserve):
+    x, y = images()
+    model = sparse_and_shared(classifier(), share=0 if preserve == "clusters" else 0.5)
+    zeros = sum((layer.kernel.numpy() == 0).sum() for layer in model.layers if hasattr(layer, "kernel"))
+    size = sum(layer.kernel.numpy().size for layer in model.layers if hasattr(layer, "kernel"))
+    aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), x)
+    start = {name: kernel for name, (kernel, *_) in aware.kernels().items()}
+    fit(aware, x, y)
+    assert all((kernel != start[name]).any() for name, (kernel, *_) in aware.kernels().items()), "it trained"
+    lite = quantize.convert(aware, calibration=x)
+    if preserve != "clusters":
+        assert lite.report["sparsity"] >= zeros / size - 0.05 > 0.4
+    if preserve != "sparsity":
+        assert lite.report["clusters"] <= 7
+    for kind, _, _, values in _file.kernels(lite.content):
+        if kind == "DEPTHWISE_CONV_2D":
+            continue
+        rows = values if values.ndim == 4 else [values]
+        if preserve != "sparsity":
+            assert max(len(np.unique(row)) for row in rows) <= 7
+        if preserve != "clusters":
+            assert 0.3 < (values == 0).mean() < 0.9, "zeros are kept, and not everything is zero (issue 979: 1x1)"
+
+
+def test_ordinary_training_would_lose_them():
+    """Negative control of the test above."""
+    x, y = images()
+    aware = quantize.calibrate(quantize.wrap(sparse_and_shared(classifier())), x)
+    fit(aware, x, y)
+    lite = quantize.convert(aware, calibration=x)
+    assert "sparsity" not in lite.report
+    values = next(values for kind, *_, values in _file.kernels(lite.content) if kind == "FULLY_CONNECTED")
+    assert len(np.unique(values)) > 12
+    assert (values == 0).mean() < 0.2
+
+
+def test_channels_with_values_of_their_own_keep_them():
+    x, y = images()
+    random = np.random.default_rng(0)
+    model = classifier()
+    for name in ("first",):
+        kernel = model.get_layer(name).kernel
+        table = random.normal(size=(kernel.shape[-1], 4)).astype("float32") * 0.2
+        model.get_layer(name).kernel.assign(
+            np.take_along_axis(table, random.integers(0, 4, (27, kernel.shape[-1])).T, 1).T.reshape(kernel.shape))
+    aware = quantize.calibrate(quantize.wrap(model, preserve="clusters", where=["first"]), x)
+    assert aware.recipe["kernels"]["first"]["centroids"] == [6, 4]
+    fit(aware, x, y)
+    assert quantize.convert(aware, calibration=x).report["clusters"] == 4
+
+
+def test_a_file_that_lost_its_zeros_is_refused(monkeypatch):
+    x, _ = images(16)
+    aware = quantize.wrap(sparse_and_shared(classifier()), preserve="sparsity")
+    kernels = aware.kernels()
+    shifted = {name: (np.where(kernel == 0, 0.0, 0.001) + np.roll(kernel, 1), rounded, kept)
+               for name, (kernel, rounded, kept) in kernels.items()}
+    monkeypatch.setattr(type(aware), "kernels", lambda self: shifted)
+    with pytest.raises(ValueError, match=r"must keep what quantize.wrap preserved. Received: lost="):
+        quantize.convert(aware, calibration=x)
+
+
+# A model like any other
+
+
+PROGRAM = """
+import sys, numpy as np, keras
+from tfopt import quantize
+x, y = np.load("x.npy"), np.load("y.npy")
+for name in sys.argv[1:]:
+    model = keras.models.load_model(f"{name}.keras")
+    print(np.abs(model.predict(x, verbose=0) - np.load(f"{name}.npy")).max())
+    print(*model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0).history["loss"])
+"""
+
+
+def test_saved_loaded_and_trained_on_in_another_process(tmp_path, run_python):
+    x, y = images()
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    losses = []
+    for name, preserve in (("plain", None), ("kept", "both")):
+        aware = quantize.calibrate(quantize.wrap(sparse_and_shared(classifier()), preserve=preserve), x)
+        fit(aware, x, y, epochs=1)
+        aware.save(tmp_path / f"{name}.keras")
+        np.save(tmp_path / f"{name}.npy", aware.predict(x, verbose=0))
+        losses.append(aware.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0).history["loss"][0])
+    lines = run_python(PROGRAM, "plain", "kept").split()
+    assert [float(lines[0]), float(lines[2])] == [0.0, 0.0]
+    assert [float(lines[1]), float(lines[3])] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True}])
+def test_every_way_to_run_gives_the_same(options):
+    x, y = images(24)
+    expected = fit(quantize.wrap(sparse_and_shared(classifier()), preserve="both"), x, y, epochs=1)
+    got = fit(quantize.wrap(sparse_and_shared(classifier()), preserve="both"), x, y, epochs=1, **options)
+    assert got == pytest.approx(expected, abs=2e-4)
+
+
+TWO = """
+import numpy as np, keras, tensorflow as tf
+from tfopt import quantize
+layers = keras.layers
+random = np.random.default_rng(0)
+x, y = random.normal(size=(32, 6)).astype("float32"), random.normal(size=(32, 2)).astype("float32")
+def run():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(2)])
+    kernel = model.layers[0].kernel
+    kernel.assign(np.round(kernel.numpy() * 4) / 4)
+    aware = quantize.calibrate(quantize.wrap(model, preserve="both"), x)
+    aware.compile(keras.optimizers.SGD(0.05), "mse")
+    return aware, aware.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"]
+_, one = run()
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    aware, two = run()
+lite = quantize.convert(aware, calibration=x)
+print(np.abs(np.subtract(one, two)).max(), one[0] - one[-1], lite.report["integer_ops"], lite.report["max_difference"])
+"""
+
+
+def test_two_devices(run_python):
+    difference, learned, integer, gap = map(float, run_python(TWO, devices=2).split())
+    assert difference < 0.01, "the ranges are each device's own, averaged"
+    assert learned > 5 * difference
+    assert integer == 1
+    assert gap < 0.2
+
+
+def test_student_of_a_distiller():
+    x, y = images()
+    student = quantize.calibrate(quantize.wrap(classifier(2)), x)
+    distiller = distill.Distiller(classifier(), student, distill.Logits())
+    loss = fit(distiller, x, y)
+    assert loss[-1] < loss[0]
+    assert quantize.convert(student, calibration=x).report["integer_ops"] == 1
+
+
+def test_frozen_layers_stay_frozen_and_the_model_is_untouched():
+    x, y = images()
+    model = classifier()
+    model.get_layer("first").trainable = False
+    model.compile("adam", "mse")
+    before = model.get_weights()
+    aware = quantize.calibrate(quantize.wrap(model), x)
+    frozen = aware.kernels()["first"][0]
+    fit(aware, x, y)
+    np.testing.assert_array_equal(aware.kernels()["first"][0], frozen)
+    assert model.optimizer.name == "adam"
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_bfloat16_model_converts():
+    x, y = images(16)
+    inputs = keras.Input((10, 10, 3))
+    h = layers.Conv2D(4, 3, activation="relu", dtype="mixed_bfloat16")(inputs)
+    model = keras.Model(inputs, layers.Dense(4, activation="softmax", dtype="float32")(layers.Flatten()(h)))
+    aware = quantize.calibrate(quantize.wrap(model), x)
+    fit(aware, x, y, epochs=1)
+    assert quantize.convert(aware, calibration=x).report["integer_macs"] == 1
+
+
+def test_refusals():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    model, own = classifier(), Own()
+    for caller in (quantize.wrap, quantize.plan):
+        with pytest.raises(ValueError, match="needs a built model"):
+            caller(keras.Sequential([layers.Dense(2)]))
+        own(np.zeros((1, 2)))
+        with pytest.raises(ValueError, match="functional or Sequential"):
+            caller(own)
+        with pytest.raises(TypeError, match=r"needs a Keras 3 model.*tf_keras"):
+            caller(to_legacy(model))
+        with pytest.raises(ValueError, match="must choose at least one layer that can be quantised"):
+            caller(model, where=lambda layer: False)
+        with pytest.raises(ValueError, match="must name layers of the model"):
+            caller(model, where="nowhere")
+        with pytest.raises(ValueError, match="needs a plain model"):
+            caller(quantize.wrap(model))
+        half = keras.Sequential([keras.Input((2,)), layers.Dense(2, dtype="mixed_float16")])
+        with pytest.raises(ValueError, match="float16"):
+            caller(half)
+    with pytest.raises(ValueError, match=r"`preserve` must be None"):
+        quantize.wrap(model, preserve="zeros")
+    with pytest.raises(ValueError, match="finds nothing to preserve"):
+        quantize.wrap(model, preserve="sparsity")
+    with pytest.raises(ValueError, match=r"needs a model that came from quantize\.wrap"):
+        quantize.calibrate(model, images(4)[0])
+    with pytest.raises(ValueError, match="was trained for int8"):
+        quantize.convert(quantize.wrap(model), "float16")
+    recurrent = keras.Sequential([keras.Input((3, 2)), layers.LSTM(2)])
+    with pytest.raises(ValueError, match="finds no layer that it can quantise"):
+        quantize.wrap(recurrent)
