@@ -124,8 +124,9 @@ class Result(typing.NamedTuple):
 
 
 def inputs_of(*models):
-    """Tensors like those of a batch, from whichever model is a graph."""
-    inputs = [graph_of(model).input for model in models if graph_of(model) is not None]
+    """Tensors like those of a batch, from whichever models are graphs."""
+    graphs = [graph_of(getattr(model, "base", model)) for model in models]     # a wrapped model holds the plain one
+    inputs = [graph.input for graph in graphs if graph is not None]
     shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
     for other in shapes[1:]:
         require(_fit(shapes[0], other), "teacher and student must take the same inputs", shapes=shapes)
