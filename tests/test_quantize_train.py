@@ -163,8 +163,8 @@ def test_plan_tells_what_stays_in_float():
 def test_where_takes_norm_and_relu_along():
     model = classifier()
     status = quantize.plan(model, where=["first", "classes"]).set_index("layer")["status"]
-    assert list(status[status == "done"].index) == ["first", "batch_normalization", "re_lu", "classes"] or (
-        status.drop(["first", "classes"]).value_counts().to_dict() == {"done": 2, "float": 6})
+    assert (status[["first", "classes"]] == "done").all()
+    assert status.drop(["first", "classes"]).value_counts().to_dict() == {"float": 5, "done": 2}
     x, _ = images(16)
     lite = quantize.convert(quantize.calibrate(quantize.wrap(model, where=["first", "classes"]), x), calibration=x)
     kernels = lite.ops[lite.ops["macs"] > 0]
@@ -185,8 +185,8 @@ def test_calibrate_sets_ranges_and_nothing_else():
     for variable in aware.variables:
         if variable.path in kept:
             np.testing.assert_array_equal(variable.numpy(), kept[variable.path])
-    inputs = [v for v in aware.variables if v.path.endswith(("input_layer_range_min", "range_range_min"))]
-    assert any(float(v.numpy()) == pytest.approx(x.min()) for v in aware.variables if v.shape == ()), inputs
+    found = [v.numpy() for v in aware.variables if "input" in v.path and "_min" in v.path]
+    assert found == [pytest.approx(x.min())], "the range of the input is that of all values"
 
 
 def test_untrained_norms_do_not_make_training_explode():
@@ -213,15 +213,15 @@ def test_untrained_norms_do_not_make_training_explode():
 def test_preserved_in_the_file(preserve):
     x, y = images()
     model = sparse_and_shared(classifier(), share=0 if preserve == "clusters" else 0.5)
-    zeros = sum((layer.kernel.numpy() == 0).sum() for layer in model.layers if hasattr(layer, "kernel"))
-    size = sum(layer.kernel.numpy().size for layer in model.layers if hasattr(layer, "kernel"))
+    kernels = [layer.kernel.numpy() for layer in model.layers if isinstance(layer, layers.Conv2D | layers.Dense)]
+    share = sum((kernel == 0).sum() for kernel in kernels) / sum(kernel.size for kernel in kernels)
     aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), x)
     start = {name: kernel for name, (kernel, *_) in aware.kernels().items()}
     fit(aware, x, y)
     assert all((kernel != start[name]).any() for name, (kernel, *_) in aware.kernels().items()), "it trained"
     lite = quantize.convert(aware, calibration=x)
     if preserve != "clusters":
-        assert lite.report["sparsity"] >= zeros / size - 0.05 > 0.4
+        assert lite.report["sparsity"] >= share > 0.4
     if preserve != "sparsity":
         assert lite.report["clusters"] <= 7
     for kind, _, _, values in _file.kernels(lite.content):
@@ -250,11 +250,9 @@ def test_channels_with_values_of_their_own_keep_them():
     x, y = images()
     random = np.random.default_rng(0)
     model = classifier()
-    for name in ("first",):
-        kernel = model.get_layer(name).kernel
-        table = random.normal(size=(kernel.shape[-1], 4)).astype("float32") * 0.2
-        model.get_layer(name).kernel.assign(
-            np.take_along_axis(table, random.integers(0, 4, (27, kernel.shape[-1])).T, 1).T.reshape(kernel.shape))
+    kernel = model.get_layer("first").kernel
+    table = random.normal(size=(6, 4)).astype("float32") * 0.2
+    kernel.assign(np.take_along_axis(table, random.integers(0, 4, (6, 27)), 1).T.reshape(kernel.shape))
     aware = quantize.calibrate(quantize.wrap(model, preserve="clusters", where=["first"]), x)
     assert aware.recipe["kernels"]["first"]["centroids"] == [6, 4]
     fit(aware, x, y)
