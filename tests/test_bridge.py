@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from random_graphs import random_batch, random_graph
 
 from tfopt import _bridge, _models
+from tfopt._bridge.adopt import Adopted
 
 L = keras.layers
 
@@ -317,6 +318,24 @@ def test_constraints_act_and_can_be_found(rng):
     assert np.linalg.norm(twin.layers[1].get_weights()[0], axis=0).max() <= 0.1001
 
 
+class Unchanged(Adopted):
+    def rewrite(self, twin, base):
+        return twin
+
+
+def test_constraints_act_in_an_adopted_twin(rng):
+    model = images(L.Conv2D(2, 3, kernel_constraint=keras.constraints.MaxNorm(0.1)), Scaled(2), L.Dense(1))
+    x, y = rng.normal(size=(8, 8, 8, 3)), rng.normal(size=(8, 6, 6, 1))
+    adopted, losses = Unchanged(model, {}), []
+    for net in (model, adopted):
+        net.compile("sgd", "mse")
+        losses.append(net.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    back = _bridge.copy_back(adopted.legacy, model)
+    for mine, theirs in zip(back.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
 def test_a_twin_trains_as_its_original(rng):
     x, y = rng.normal(size=(32, 8, 8, 3)).astype("float32"), rng.normal(size=(32, 2)).astype("float32")
     model = images(L.Conv2D(4, 3, kernel_regularizer="l2"), L.BatchNormalization(), Scaled(4), L.Flatten(), L.Dense(2))
@@ -400,8 +419,8 @@ import keras, numpy as np, tf_keras
 from tfopt import _bridge
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.RMSNormalization(),
-                              keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_constraint="non_neg"),
+                              keras.layers.RMSNormalization(), keras.layers.Dense(1)])
 twin = _bridge.to_legacy(model)
 assert all(isinstance(w, tf.distribute.DistributedValues) for w in twin.weights), twin.weights
 x, y = np.random.rand(16, 4).astype("float32"), np.random.rand(16, 1).astype("float32")
@@ -413,6 +432,7 @@ mine, theirs = (net.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).
 np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 back = _bridge.copy_back(twin, model)
 np.testing.assert_allclose(back.get_weights()[0], model.get_weights()[0], rtol=1e-5)
+assert back.get_weights()[0].min() >= 0
 """, devices=2)
 
 

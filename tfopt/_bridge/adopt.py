@@ -33,6 +33,8 @@ class Adopted(ModelWithOwnLosses):
             trained = {id(variable) for variable in legacy.trainable_variables}
             self._adopted = [keras.Variable(variable, trainable=id(variable) in trained, dtype=variable.dtype.name,
                                             name=_name(variable)) for variable in _unique(legacy.variables)]
+            for variable, adopted in zip(_unique(legacy.variables), self._adopted, strict=True):
+                adopted.constraint = variable.constraint
         self._base, self._recipe, self._legacy = _Untracked(base), recipe, _Untracked(legacy)
         self.built = True
 
