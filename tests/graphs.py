@@ -207,18 +207,19 @@ def silenced(model, small, swap=None):
     for path, layer in leaves(quiet).items():
         if not layer.weights:
             continue
-        made = [(old, new.numpy(), axis) for old, new in zip(layer.weights, others[path].weights, strict=True)
+        made = [(old.numpy(), new.numpy(), axis, old)
+                for old, new in zip(layer.weights, others[path].weights, strict=True)
                 if (axis := output_axis(layer, old.path.rsplit("/", 1)[-1])) is not None]
-        if not made or made[0][0].shape == made[0][1].shape:
-            continue
-        kept = survivors([(old.numpy(), new, axis) for old, new, axis in made])
-        for old, _, axis in made:
-            gone = np.setdiff1d(np.arange(old.shape[axis]), kept)
-            value = old.numpy().copy()
+        for value, new, axis, variable in made:
+            if value.shape[axis] == new.shape[axis]:
+                continue
+            kept = survivors([pair[:3] for pair in made if pair[0].shape[pair[2]] == value.shape[axis]])
+            gone = np.setdiff1d(np.arange(value.shape[axis]), kept)
             if path == swap and value.ndim > 1:
                 gone[0] = kept[0]
-            np.moveaxis(value, axis, 0)[gone] = 0
-            old.assign(value)
+            silent = value.copy()
+            np.moveaxis(silent, axis, 0)[gone] = 0
+            variable.assign(silent)
     return quiet
 
 

@@ -31,7 +31,7 @@ ARCHITECTURES = [
     "EfficientNetB0", "EfficientNetV2B0", "VGG16", "Xception", "InceptionV3", "InceptionResNetV2", "NASNetMobile",
     "ConvNeXtTiny", "ResNet101V2", "VGG19"]
 GRAPHS, SEEDS, WORK = 200, 3, PROJECT / "results" / "shrink"
-FIRST, LATER, BATCH = 4, 3, 128
+FIRST, LATER, BATCH = 3, 2, 128
 
 
 def append(topic, **row):
