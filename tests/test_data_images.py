@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfopt import data
+from tfopt import augment, data
 from tfopt.data._images import decode, is_validation
 
 
@@ -202,6 +202,20 @@ def test_a_pipeline_is_told_the_place_in_the_folder_whatever_the_split(folder):
     for epoch in range(2):
         for path, (image, _) in content(train).items():
             assert image[0, 0, 0] == 100 * epoch + everything.index(path)
+
+
+def test_with_the_real_pipeline(folder):
+    views = augment.Pipeline([augment.Flip(), augment.Rotate(0.1)], seed=4, output_range=(0, 1))
+    train, validation = data.image_folder(folder, 16, 5, validation_split=0.3, augment=views, seed=2)
+    names = plain(folder).file_paths
+    for epoch in range(2):
+        order = np.random.default_rng((2, epoch)).permutation(len(train.file_paths))
+        paths = [train.file_paths[row] for row in order]
+        expected = views.apply(np.stack([decode(path, 16, 16, 3) for path in paths]), epoch=epoch,
+                               index=np.array([names.index(path) for path in paths]))
+        np.testing.assert_array_equal(np.concatenate([images for images, _ in train]), expected)
+    for path, (image, _) in content(validation).items():
+        np.testing.assert_allclose(image, decode(path, 16, 16, 3) / 255, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- cache

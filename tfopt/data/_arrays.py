@@ -97,7 +97,7 @@ def batches(count, batch, read, *, view, shuffle, seed):
     require_number("seed", seed, low=0, integer=True)
     require(count > 0, "a dataset needs at least one example", examples=count)
     epochs = itertools.count()
-    static = batch if count % batch == 0 else None
+    full, rest = divmod(count, batch)
 
     def begin():
         epoch = next(epochs)
@@ -106,11 +106,12 @@ def batches(count, batch, read, *, view, shuffle, seed):
     def one_epoch(_):
         epoch, order = tf.numpy_function(begin, [], [tf.int64, tf.int64])
         epoch, order = tf.ensure_shape(epoch, []), tf.ensure_shape(order, [count])
-
-        def cut(first):
-            return epoch, tf.ensure_shape(order[first:first + batch], [static])
-
-        return tf.data.Dataset.range(0, count, batch).map(cut)
+        slices = tf.data.Dataset.from_tensor_slices                      # cheaper than a function called for each batch
+        short = slices(([epoch], order[None, full * batch:]))
+        if not full:
+            return short
+        long = slices((tf.fill([full], epoch), tf.reshape(order[:full * batch], [full, batch])))
+        return long.concatenate(short) if rest else long
 
     def fetch(epoch, rows):
         return view(read(rows), epoch, rows)

@@ -40,12 +40,14 @@ def decode(path, height, width, channels):
     """
     with Image.open(path, formats=FORMATS) as image:
         image.draft(None, (2 * max(height, width),) * 2)    # a JPEG far too large is decoded at 1/2, 1/4 or 1/8
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
         if image.mode == "P":
             image = image.convert("RGBA")
-        image = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(height, width, channels)
 
 

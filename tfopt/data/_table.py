@@ -12,7 +12,7 @@ from .._keras import keras, tf
 from ._arrays import arrays, batches
 
 MANY = 1000                                                  # values of a column of text that is no category
-CHUNK = 65536                                                # rows that pass through the layers at once
+CHUNK = 16384                                                # rows that pass through the layers at once
 
 
 def bounds(values, rule):
@@ -240,7 +240,7 @@ def _fit(rows, missing, rule, act, scale):
         how = missing.get(name, "median") if isinstance(missing, dict) else missing
         fit = {"kind": kind, "missing": int(rows[name].isna().sum())}
         if kind == "number":
-            values = numbers.loc[keep, name]
+            values = numbers[name] if keep.all() else numbers.loc[keep, name]
             fit |= {"low": low[name], "high": high[name], "outliers": int(out[name]), **_fit_number(values, how, scale)}
         else:
             fit |= _fit_category(_text(rows[name])[keep], how, isinstance(missing, dict) and name in missing)
@@ -260,8 +260,8 @@ def _fit_number(values, how, scale):
         require_number("missing", how)
         fill = float(how)
     values = values.fillna(fill)
-    centre, spread = {"standard": (values.mean(), values.std(ddof=0)), "minmax": (values.min(), np.ptp(values)),
-                      None: (0., 1.)}[scale]
+    centre, spread = {"standard": lambda: (values.mean(), values.std(ddof=0)),
+                      "minmax": lambda: (values.min(), values.max() - values.min()), None: lambda: (0., 1.)}[scale]()
     return {"fill": fill, "centre": float(centre), "scale": float(spread) or 1.}         # a constant column stays 0
 
 
@@ -280,7 +280,7 @@ def _fit_category(text, how, named):
 def _kind(values):
     if isinstance(values.dtype, pd.CategoricalDtype):
         return "category"
-    present = values.dropna().infer_objects()
+    present = values if pd.api.types.is_numeric_dtype(values) else values.dropna().infer_objects()
     if pd.api.types.is_numeric_dtype(present) and not pd.api.types.is_complex_dtype(present):
         return "number"
     require(pd.api.types.is_object_dtype(present) or pd.api.types.is_string_dtype(present),
