@@ -35,7 +35,7 @@ def select(acts, matrix):
 
 def sources(matrix, old, new):
     """Columns and rows in an image of size `old` from which the pixels of size `new` come: float32[batch, *new]."""
-    a, b, c, d, e, f = (m[:, None, None] for m in matrix)
+    a, b, c, d, e, f = tf.unstack(matrix[..., None, None], axis=1)
     x = (tf.range(new[1], dtype=tf.float32) - (new[1] - 1) / 2)[None, None]
     y = (tf.range(new[0], dtype=tf.float32) - (new[0] - 1) / 2)[None, :, None]
     return a * x + b * y + (c + (old[1] - 1) / 2), d * x + e * y + (f + (old[0] - 1) / 2)
@@ -46,7 +46,7 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
 
     Args:
       images: [batch, height, width, channels], any number dtype.
-      matrix: six float32[batch]; see the module.
+      matrix: float32[batch, 6], the six of the module.
       new: (height, width) of the result.
       fill_mode: what lies outside: "reflect" (d c b a | a b c d | d c b a), "constant", "nearest" or "wrap".
       fill_value: the value outside for "constant".
@@ -90,7 +90,7 @@ def resample_without_xla(images, matrix, new, *, fill_mode="reflect", fill_value
     """`resample` by TensorFlow's own kernel, where it has the fill mode."""
     if fill_mode == "wrap" or nearest:          # the kernel does not interpolate across the seam; rounds ties otherwise
         return resample(images, matrix, new, fill_mode=fill_mode, fill_value=fill_value, nearest=nearest)
-    a, b, c, d, e, f = matrix
+    a, b, c, d, e, f = tf.unstack(matrix, axis=1)
     x, y = (new[1] - 1) / 2, (new[0] - 1) / 2
     zero = tf.zeros_like(a)
     rows = a, b, c - a * x - b * y + (images.shape[2] - 1) / 2, d, e, f - d * x - e * y + (images.shape[1] - 1) / 2
@@ -127,7 +127,7 @@ def move_boxes(boxes, matrix, old, new):
 
     They are clipped to the image; a box that has left it has no area.
     """
-    a, b, c, d, e, f = (m[:, None, None] for m in matrix)
+    a, b, c, d, e, f = tf.unstack(matrix[..., None, None], axis=1)
     corners_x = tf.gather(boxes, (0, 2, 0, 2), axis=2) - old[1] / 2 - c
     corners_y = tf.gather(boxes, (1, 1, 3, 3), axis=2) - old[0] / 2 - f
     area = a * e - b * d

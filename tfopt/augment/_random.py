@@ -63,8 +63,9 @@ def fingerprint(images, compiled=True):
 
 def _digest(words):
     """int64[batch] of int32[batch, n, 64]: sums that wrap around, so in any order, then a thorough mix of the 64."""
-    weights = tf.bitcast(_mix(tf.cast(tf.range(words.shape[1] * 64), tf.uint32)), tf.int32) | 1
-    sums = tf.bitcast(tf.reduce_sum(words * tf.reshape(weights, (1, -1, 64)), axis=1), tf.uint32)
+    with tf.init_scope():                                      # else XLA computes them anew for every word
+        weights = (tf.bitcast(_mix(tf.cast(tf.range(words.shape[1] * 64), tf.uint32)), tf.int32) | 1).numpy()
+    sums = tf.bitcast(tf.reduce_sum(words * weights.reshape(1, -1, 64), axis=1), tf.uint32)
     places = tf.cast(tf.range(64), tf.uint32)
     mixed = (_mix(sums ^ _mix(places + _word(salt))) for salt in (64, 128))
     high, low = (tf.reduce_sum(tf.cast(part, tf.int64), axis=1) for part in mixed)
