@@ -1,0 +1,188 @@
+"""Does distillation help? Full Fashion-MNIST, a student of at most 100,000 parameters, equal epochs, several seeds.
+
+    python benchmarks/verify/distill.py [--epochs 12] [--seeds 3] [method ...]
+
+Each row is appended to docs/measured/distill.csv when it is done, so an interrupted run goes on where it stopped;
+models that later rows start from are kept in results/distill. The table of means is printed at the end. The teacher is
+trained once. Fashion-MNIST comes from where `keras.datasets.fashion_mnist.load_data()` finds it.
+"""
+
+import argparse
+import os
+import pathlib
+import time
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pandas as pd
+
+from tfopt import augment, data, distill, prune, quantize
+
+PROJECT = pathlib.Path(__file__).parents[2]
+TABLE, WORK = PROJECT / "docs" / "measured" / "distill.csv", PROJECT / "results" / "distill"
+BATCH, TUNE = 128, 3                                          # epochs of tuning for pruned and quantised students
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SHIFTS = augment.Pipeline([augment.Flip(), augment.Translate(0.08)], seed=1, fill_mode="constant")
+
+
+def teacher():
+    """Six convolutions with batch normalisation, 0.6 million parameters."""
+    layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255)]
+    for width, name in ((32, "early"), (64, "middle"), (128, "late")):
+        for number in range(2):
+            layers += [keras.layers.Conv2D(width, 3, padding="same", use_bias=False), keras.layers.BatchNormalization(),
+                       keras.layers.ReLU(name=f"{name}_{number}")]
+        layers += [keras.layers.MaxPooling2D(), keras.layers.Dropout(0.2)]
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(128, "relu"),
+                             keras.layers.Dropout(0.4), keras.layers.Dense(10)], name="teacher")
+
+
+def student(seed):
+    """Two convolutions, 52,180 parameters."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([
+        keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255),
+        keras.layers.Conv2D(16, 3, padding="same", activation="relu"), keras.layers.MaxPooling2D(),
+        keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="features"), keras.layers.MaxPooling2D(),
+        keras.layers.Flatten(), keras.layers.Dense(30, "relu"), keras.layers.Dense(10)], name="student")
+
+
+def compiled(model, steps, rate=2e-3):
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)), CROSS_ENTROPY,
+                  metrics=["accuracy"])
+    return model
+
+
+class Bench:
+    """The data, the teacher, and one method per name; each returns a trained model with `predict`."""
+
+    def __init__(self, epochs):
+        (x, y), (self.x_test, self.y_test) = keras.datasets.fashion_mnist.load_data()
+        self.x, self.y, self.x_test = x[..., None], y.astype("int64"), self.x_test[..., None]
+        self.epochs, self.steps = epochs, -(-len(x) // BATCH)
+        WORK.mkdir(parents=True, exist_ok=True)
+
+    def teacher(self):
+        path = WORK / f"teacher_{self.epochs}.keras"
+        if not path.exists():
+            keras.utils.set_random_seed(0)
+            model = compiled(teacher(), self.epochs * self.steps)
+            model.fit(data.arrays(self.x, self.y, BATCH, augment=SHIFTS), epochs=self.epochs, verbose=2)
+            model.save(path)
+        return keras.saving.load_model(path)
+
+    def fit(self, model, epochs=None, taught=None, rate=2e-3):
+        epochs = epochs or self.epochs
+        compiled(model, epochs * self.steps, rate)
+        model.fit(data.arrays(self.x, self.y, BATCH) if taught is None else taught, epochs=epochs, verbose=0)
+        return model
+
+    def distilled(self, seed, losses, model=None, **options):
+        made = distill.Distiller(self.teacher(), model or student(seed), losses, student_weight=0.2)
+        return self.fit(made, **options).student
+
+    def remembered(self, views=1):
+        path = WORK / f"answers_{self.epochs}_{views}"
+        options = {"augment": SHIFTS, "views": views} if views > 1 else {}
+        return distill.remember(self.teacher(), (self.x, self.y), path=path, batch=BATCH, **options)
+
+    def alone(self, seed):
+        model = self.fit(student(seed))
+        model.save(WORK / f"alone_{self.epochs}_{seed}.keras")
+        return model
+
+    def alone_augmented(self, seed):
+        return self.fit(student(seed), taught=data.arrays(self.x, self.y, BATCH, augment=SHIFTS))
+
+    def of_keras(self, seed, loss):
+        made = keras.distillation.Distiller(self.teacher(), student(seed), loss, student_loss_weight=0.2)
+        return self.fit(made).student
+
+    def keras_default(self, seed):
+        return self.of_keras(seed, keras.distillation.LogitsDistillation(4.0))
+
+    def keras_kl(self, seed):
+        return self.of_keras(seed, keras.distillation.LogitsDistillation(4.0, loss=keras.losses.KLDivergence()))
+
+    def live(self, seed):
+        return self.distilled(seed, distill.Logits(4.0))
+
+    def answers(self, seed):
+        return self.fit(distill.Distiller(None, student(seed), distill.Logits(4.0), student_weight=0.2),
+                        taught=self.remembered()).student
+
+    def answers_of_views(self, seed):
+        """Four views in one pass: a quarter of the passes is as many steps."""
+        views = 4
+        made = distill.Distiller(None, student(seed), distill.Logits(4.0), student_weight=0.2)
+        compiled(made, self.epochs * self.steps)
+        made.fit(self.remembered(views), epochs=max(self.epochs // views, 1), verbose=0)
+        return made.student
+
+    def decoupled(self, seed):
+        return self.distilled(seed, distill.Decoupled(4.0, others=2.0))
+
+    def features(self, seed):
+        return self.distilled(seed, [distill.Logits(4.0), distill.Features({"middle_1": "features"})])
+
+    def start(self, seed):
+        path = WORK / f"alone_{self.epochs}_{seed}.keras"
+        return keras.saving.load_model(path) if path.exists() else self.alone(seed)
+
+    def tuned(self, wrapped, seed, distilled):
+        options = {"epochs": TUNE, "rate": 1e-3}
+        if distilled:
+            return self.distilled(seed, distill.Logits(4.0), wrapped, **options)
+        return self.fit(wrapped, **options)
+
+    def prune80(self, seed, distilled=False):
+        wrapped = prune.wrap(self.start(seed), 0.8, end=(TUNE - 1) * self.steps, every=50)
+        return prune.strip(self.tuned(wrapped, seed, distilled))
+
+    def prune80_distilled(self, seed):
+        return self.prune80(seed, distilled=True)
+
+    def int8(self, seed, distilled=False):
+        wrapped = self.tuned(quantize.wrap(self.start(seed)), seed, distilled)
+        return quantize.convert(wrapped, "int8", calibration=self.x[:500].astype("float32"))
+
+    def int8_distilled(self, seed):
+        return self.int8(seed, distilled=True)
+
+
+METHODS = ["alone", "live", "keras_kl", "keras_default", "answers", "decoupled", "features", "alone_augmented",
+           "answers_of_views", "prune80", "prune80_distilled", "int8", "int8_distilled"]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="keras")
+    bench = Bench(arguments.epochs)
+    TABLE.parent.mkdir(exist_ok=True)
+    for seed in range(arguments.seeds):
+        for method in arguments.methods:
+            known = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=["method", "seed", "epochs"])
+            if ((known.method == method) & (known.seed == seed) & (known.epochs == arguments.epochs)).any():
+                continue
+            start = time.process_time()
+            model = getattr(bench, method)(seed)
+            found = np.argmax(model.predict(bench.x_test.astype("float32")), -1)
+            row = {"method": method, "seed": seed, "epochs": arguments.epochs,
+                   "accuracy": round(float((found == bench.y_test).mean()), 4),
+                   "cpu_seconds": round(time.process_time() - start)}
+            pd.DataFrame([row]).to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+            print(row, flush=True)
+            keras.backend.clear_session()
+    table = pd.read_csv(TABLE).query("epochs == @arguments.epochs").groupby("method", sort=False).accuracy
+    print(table.agg(["mean", "std", "count"]).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()
