@@ -8,9 +8,8 @@ difference after the weights came back, 0 when exact; `seconds`, of the processo
 
 import argparse
 import importlib
-import json
+import multiprocessing
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -19,6 +18,7 @@ import pandas as pd
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "measured" / "bridge.csv"
+BRIDGE = "tfopt._bridge"                                    # it has no public name: what stands on it has
 SIZES = (32, 71, 75, 96, 128, 224, 299, 331)
 GRAPHS, PIECE = 200, 20
 
@@ -60,14 +60,16 @@ def shake(model, rng):
 
 
 def images(model, rng, rows):
-    return rng.uniform(0, 255, (rows, *model.input_shape[1:])).astype("float32")
+    """Pixels as the network expects them: as they are if it scales them itself, else from -1 to 1."""
+    own = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
+    return rng.uniform(*((0, 255) if own else (-1, 1)), (rows, *model.input_shape[1:])).astype("float32")
 
 
 def there_and_back(model, x):
     """(layers carried, largest difference, spread, difference after the way back, seconds)."""
     import keras
 
-    bridge = importlib.import_module("tfopt._bridge")       # it has no public name: what stands on it has
+    bridge = importlib.import_module(BRIDGE)
     start = time.process_time()
     twin = bridge.to_legacy(model)
     seconds = time.process_time() - start
@@ -113,7 +115,27 @@ def jobs():
     import keras
 
     networks = [name for name in dir(keras.applications) if name[0].isupper()]
-    return [*networks, *map(str, range(0, GRAPHS, PIECE))]
+    big = [name for name in networks if name.endswith(("Large", "B5", "B6", "B7", "L", "M", "VGG16", "VGG19"))]
+    small = [name for name in networks if name not in big]
+    return [*small, *map(str, range(0, GRAPHS, PIECE)), *big]
+
+
+def in_a_process(job):
+    """The row of a job, or None. The process starts with the libraries loaded and gives all its memory back."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: writer.send(row_of(job)))
+    process.start()
+    writer.close()
+    try:
+        return reader.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def row_of(job):
+    return random_piece(int(job)) if job.isdigit() else one_network(job)
 
 
 def label(job):
@@ -122,13 +144,9 @@ def label(job):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="a network, or the first of some random graphs; prints its row as JSON")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so long")
     options = parser.parse_args()
-    if options.only:
-        row = random_piece(int(options.only)) if options.only.isdigit() else one_network(options.only)
-        print(json.dumps(row))
-        return
+    importlib.import_module(BRIDGE)
     start = time.perf_counter()
     for job in jobs():
         known = set(pd.read_csv(TABLE)["model"]) if TABLE.exists() else set()
@@ -137,11 +155,10 @@ def main():
         if time.perf_counter() - start > 60 * options.minutes:
             print("to be continued")
             return
-        done = subprocess.run([sys.executable, "-P", __file__, "--only", job], text=True, capture_output=True)
-        if done.returncode:
-            print(f"{job}: {done.stderr.strip().splitlines()[-1]}")
+        row = in_a_process(job)
+        if row is None:
+            print(f"{job} failed", flush=True)
             continue
-        row = json.loads(done.stdout.strip().splitlines()[-1])
         print(*row.values(), sep="\t", flush=True)
         pd.DataFrame([row]).to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
     table = pd.read_csv(TABLE)

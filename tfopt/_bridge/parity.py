@@ -19,18 +19,18 @@ def require_equal(model, graph, twin, build):
     tolerance = 0.1 if build.dtype or any("16" in str(layer.compute_dtype) for layer in twin.layers) else 1e-4
     if _close(expected, twin(batch, training=False), tolerance):
         return
-    name, kind, gap = _first_difference(graph, batch, build, tolerance)
-    require(False, f"{build.caller} needs a tf_keras twin that computes the same, and that of the layer {name} "
-                   f"({kind}) does not", difference=gap, do="Replace this layer, or leave it out of the model.")
+    place, gap = _first_difference(graph, batch, build, tolerance)
+    require(False, f"{build.caller} needs a tf_keras twin that computes the same, and that of {place} does not",
+            difference=gap, do="Replace this layer, or leave it out of the model.")
 
 
 def _run_on_random(model, graph, build):
     """A batch the model accepts, and its outputs: finite ones if any of the batches gives them."""
     limits = [getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.twins.values()
               if type(op).__name__ in _BOUNDED]
-    limit = min(limits, default=2)
     problem, candidate = None, None
-    for kind in ("whole", "normal", "uniform") if limits else ("normal", "uniform", "whole"):
+    kinds = ("whole", "normal", "uniform") if limits else ("normal", "uniform", "whole")
+    for kind, limit in zip(kinds, (min(limits, default=256), *[min(limits, default=2)] * 2), strict=True):
         rng = np.random.default_rng(0)
         batch = keras.tree.map_structure(lambda x, args=(rng, limit, kind): _values(x, *args), graph.input)
         try:
@@ -56,7 +56,7 @@ def _values(x, rng, limit, kind):
 
 
 def _first_difference(graph, batch, build, tolerance):
-    """Runs each layer beside its twin on the same values: (name, class, largest difference) where they part."""
+    """Runs each layer beside its twin on the same values: the first that differs, and by how much at most."""
     found = []
 
     def use(op, given, symbols, prefix):
@@ -70,11 +70,11 @@ def _first_difference(graph, batch, build, tolerance):
         if not found and not _close(_with_masks(outputs), _with_masks(twin_outputs), tolerance):
             gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
                        if a.shape == b.shape), default=np.nan)
-            found.append((f"{prefix}{op.name}", type(op).__name__, float(gap)))
+            found.append((f"the layer {prefix}{op.name} ({type(op).__name__})", float(gap)))
         return outputs
 
     run(graph, batch, use, build.masks)
-    return found[0] if found else (graph.name, "the layers one by one do, the whole", float("nan"))
+    return found[0] if found else ("no single layer but the whole", float("nan"))
 
 
 def _with_masks(outputs):
