@@ -143,19 +143,15 @@ def test_drop_path_keeps_the_type(policy):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_drop_path_is_seeded_and_trains_and_loads(tmp_path, jit, run_python):
+def test_drop_path_trains(jit):
     inputs = keras.Input((4,))
     branch = regularizers.DropPath(0.5, seed=3)(keras.layers.Dense(4)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Add()([inputs, branch])))
     model.compile("sgd", "mse", jit_compile=jit)
-    model.fit(np.ones((16, 4)), np.ones(16), verbose=0)
-    model.save(tmp_path / "model.keras")
-    x = np.arange(8.0).reshape(2, 4)
-    printed = run_python("import sys, keras, numpy as np\nfrom tfopt import regularizers\n"
-                         "model = keras.models.load_model(sys.argv[1])\n"
-                         "print(model.predict(np.arange(8.0).reshape(2, 4), verbose=0).ravel().tolist())",
-                         tmp_path / "model.keras")
-    np.testing.assert_allclose(eval(printed.splitlines()[-1]), model.predict(x, verbose=0).ravel(), rtol=1e-6)
+    assert np.isfinite(model.fit(np.ones((16, 4)), np.ones(16), verbose=0).history["loss"]).all()
+
+
+def test_drop_path_is_seeded():
     draws = [regularizers.DropPath(0.5, seed=3)(np.ones((64, 1)), training=True).numpy() for _ in range(2)]
     np.testing.assert_array_equal(*draws)
 
@@ -176,7 +172,7 @@ def nested(rng):
     model = keras.Model([image, words], keras.layers.Softmax(name="softmax")(keras.layers.Dense(3, name="logits")(z)))
     for weight in model.weights:
         if weight.dtype == "float32":
-            weight.assign(rng.normal(size=weight.shape) ** 2)
+            weight.assign(rng.uniform(0.1, 0.5, size=weight.shape))
     return model, [rng.normal(size=(2, 8, 8, 4)).astype("float32"), rng.integers(0, 10, (2, 5))]
 
 
@@ -223,18 +219,23 @@ def regularised_sums(model):
 
 
 def test_add_survives_saving(tmp_path, run_python, rng):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_regularizer="l2")])
-    new = regularizers.add(model, regularizers.GroupLasso(0.5))
-    new.compile("sgd", "mse")
-    new.save(tmp_path / "model.keras")
-    printed = run_python("import sys, keras\nfrom tfopt import regularizers\n"
-                         "print(float(sum(keras.models.load_model(sys.argv[1]).losses)))", tmp_path / "model.keras")
-    assert float(printed.splitlines()[-1]) == pytest.approx(float(sum(new.losses)))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_regularizer="l2"),
+                              regularizers.DropPath(0.5), keras.layers.Dense(2)])
+    for penalty in (regularizers.GroupLasso(0.5), regularizers.Hoyer(0.1), regularizers.Kurtosis(0.1)):
+        model = regularizers.add(model, penalty)
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    printed = run_python("import sys, keras, numpy as np\nfrom tfopt import regularizers\n"
+                         "model = keras.models.load_model(sys.argv[1])\n"
+                         "print([float(sum(model.losses)), float(np.sum(model(np.ones((1, 4)))))])",
+                         tmp_path / "model.keras")
+    expected = [float(sum(model.losses)), float(np.sum(model(np.ones((1, 4)))))]
+    assert eval(printed.splitlines()[-1]) == pytest.approx(expected)
 
 
 def test_add_keeps_functions_and_flags(rng):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation=lambda x: x * 2, name="a"),
-                              keras.layers.Dense(2)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a"),
+                              keras.layers.Lambda(lambda x: x * 2), keras.layers.Dense(2)])
     model.get_layer("a").trainable = False
     new = regularizers.add(model, regularizers.L2(1.0))
     assert not new.get_layer("a").trainable

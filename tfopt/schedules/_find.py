@@ -223,8 +223,8 @@ def _judge(curve):
     lowest = int(smooth.argmin())
     descent = curve[: lowest + 1]
     fall, scatter = smooth[0] - smooth[lowest], float((descent.loss - descent.smooth).abs().median())
-    require(lowest >= 2 and fall > scatter,
-            "find needs a loss that falls by more than its scatter somewhere between `low` and `high`",
+    require(lowest >= 2 and fall > scatter / 4,            # the smoothed loss scatters about a third as much
+            "find needs a loss that falls out of its scatter somewhere between `low` and `high`",
             fall=float(fall), scatter=scatter, steps=len(curve),
             do="Lower `low`, raise `high` or `steps`, or pass larger batches.")
     rates = descent.rate.to_numpy()
