@@ -106,12 +106,12 @@ def _short(value, unit=""):
     return f"{value:.3g} {unit}".rstrip()
 
 
-def _spread(value, low, high, digits):
-    return "" if value is None else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def _spread(value, low, high, form):
+    return "" if value is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _percent(row):
-    return "" if row.accuracy is None else _spread(100 * row.accuracy, 100 * row.low, 100 * row.high, 1)
+    return "" if row.accuracy is None else _spread(100 * row.accuracy, 100 * row.low, 100 * row.high, ".1f")
 
 
 COLUMNS = {
@@ -122,7 +122,7 @@ COLUMNS = {
     "bytes": lambda row: _short(row.bytes, "B"),
     "gzip": lambda row: _short(row.gzip, "B"),
     "integer ops": lambda row: "" if row.integer_ops is None else f"{row.integer_ops:.0%}",
-    "latency ms": lambda row: _spread(row.latency_ms, row.latency_low_ms, row.latency_high_ms, 2),
+    "latency ms": lambda row: _spread(row.latency_ms, row.latency_low_ms, row.latency_high_ms, ".2g"),
     "accuracy %": _percent,
-    "mean abs. error": lambda row: _spread(row.mae, row.low, row.high, 3),
+    "mean abs. error": lambda row: _spread(row.mae, row.low, row.high, ".3g"),
 }
