@@ -213,6 +213,34 @@ def test_l2_keeps_the_large_and_drops_the_dead(rng):
         assert not left[dead].any()
 
 
+@pytest.mark.parametrize("by", ["l1", "l2"])
+def test_dead_channels_go_for_free(by, rng):
+    """As `regularizers.GroupLasso` leaves them: nothing makes them, so the outputs stay as they are."""
+    model = classifier()
+    for name, width in (("wide", 48), ("hidden", 64)):
+        layer, dead = model.get_layer(name), rng.permutation(width)[:width // 2]
+        for variable in (layer.kernel, layer.bias):
+            value = variable.numpy()
+            value[..., dead] = 0
+            variable.assign(value)
+    small = shrink.channels(model, 0.5, by=by, where=["wide", "hidden"])
+    x = batch(model, rng)
+    assert gap(model, small, x) <= EXACT
+    assert small.get_layer("wide").filters == 24
+
+
+@pytest.mark.parametrize("by", ["l1", "l2"])
+def test_a_scale_moved_to_the_reader_changes_nothing(by, rng):
+    model = classifier()
+    before = shrink.channels(model, 0.5, by=by, where="hidden").get_layer("hidden").bias.numpy()
+    scale = np.exp(rng.normal(size=64)).astype("float32")
+    hidden, reader = model.get_layer("hidden"), model.get_layer("out")
+    hidden.kernel.assign(hidden.kernel * scale)
+    reader.kernel.assign(reader.kernel / scale[:, None])
+    after = shrink.channels(model, 0.5, by=by, where="hidden").get_layer("hidden").bias.numpy()
+    np.testing.assert_array_equal(before, after)
+
+
 def test_gamma_judges_by_batch_norm():
     model = stack(L.BatchNormalization(name="bn"))
     gamma = np.array([3.0, 0.1] * 8)
@@ -249,7 +277,8 @@ def test_taylor_finds_the_channels_that_the_task_needs(rng):
 def test_geometric_median_against_the_slow_way(rng):
     filters = rng.normal(size=(10, 3, 3, 4))
     slow = [sum(np.linalg.norm(a - b) for b in filters) for a in filters]
-    np.testing.assert_allclose(shrink._choice.geometric_median({("k", 3): filters.reshape(10, -1)}), slow, rtol=1e-6)
+    fast = shrink._choice.geometric_median({("k", 3): filters.reshape(10, -1)}, {})
+    np.testing.assert_allclose(fast, slow, rtol=1e-6)
 
 
 def test_a_function_judges():

@@ -28,7 +28,7 @@ def channels(model, keep=None, *, macs=None, by="l2", round_to=8, where=None, da
         goes everywhere; then the room that rounding left is given to the most important channels. Layers without a
         rule (see `plan`) do not count.
       by: how important a channel is.
-        "l1", "l2": norm of all kernel weights that make or read it.
+        "l1", "l2": norm of the kernel weights that make it times norm of those that read it.
         "gamma": absolute batch-normalisation scale; groups without one keep all channels.
         "taylor": (weight * gradient)^2 summed over its readers, on `data`; needs a compiled model.
         "fpgm": distance to the other filters of its layer (geometric median).
@@ -251,7 +251,7 @@ def _solve(model, where, round_to, caller):
 def _criterion(by, model, data, rows):
     if by == "taylor":
         return _choice.taylor(model, _batches(data), rows)
-    return _choice.CRITERIA[by] if isinstance(by, str) else _choice.Criterion(by)
+    return _choice.CRITERIA[by] if isinstance(by, str) else _choice.Criterion(lambda made, read: by(made | read))
 
 
 def _rebuilt(model, choice):

@@ -8,33 +8,43 @@ import numpy as np
 from .._check import require
 from .._keras import keras, tf
 
-# The formulas: {(path of the variable, axis): array (channels, numbers)} -> worth of each channel
+# The formulas: the weights that make each channel and those that read it, as {(path of the variable, axis): array
+# (channels, numbers)}, to the worth of each channel
 
 
-def l1(parts):
-    return sum(np.abs(values).sum(1) for values in parts.values())
+def l1(made, read):
+    """Norm of what makes a channel times norm of what reads it: zero if either is, the same if a scale moves between."""
+    return _both(made, read, lambda parts: sum(np.abs(values).sum(1) for values in parts.values()))
 
 
-def l2(parts):
-    return np.sqrt(sum((values ** 2).sum(1) for values in parts.values()))
+def l2(made, read):
+    return _both(made, read, lambda parts: np.sqrt(sum((values ** 2).sum(1) for values in parts.values())))
 
 
-def geometric_median(parts):
+def _both(made, read, norm):
+    return math.prod(norm(parts) for parts in (made, read) if parts)
+
+
+def gamma(made, read):
+    return sum(np.abs(values).sum(1) for values in (made | read).values())
+
+
+def geometric_median(made, read):
     """Sum of the distances to the other filters of the group: what lies in their middle can be replaced by them."""
-    filters = np.concatenate(list(parts.values()), 1)
+    filters = np.concatenate(list(made.values()), 1)
     squares = (filters ** 2).sum(1)
     return np.sqrt(np.maximum(squares[:, None] + squares - 2 * filters @ filters.T, 0)).sum(1)
 
 
-def random(parts):
-    count = len(next(iter(parts.values())))
+def random(made, read):
+    count = len(next(iter((made | read).values())))
     return np.random.default_rng(count).permutation(count) + 1.0
 
 
 def first_order(batches):
     """Mean over the batches of (sum of weight * gradient)^2: how much the loss changes without the channel."""
-    def formula(parts):
-        return (sum(values.reshape(len(values), -1, batches).sum(1) for values in parts.values()) ** 2).mean(1)
+    def formula(made, read):
+        return (sum(values.reshape(len(values), -1, batches).sum(1) for values in read.values()) ** 2).mean(1)
     return formula
 
 
@@ -55,7 +65,7 @@ class Criterion:
 
 CRITERIA = {
     "l1": Criterion(l1), "l2": Criterion(l2), "random": Criterion(random),
-    "gamma": Criterion(l1, lambda row: row.variable.path.endswith("/gamma"), "batch normalisation with a scale"),
+    "gamma": Criterion(gamma, lambda row: row.variable.path.endswith("/gamma"), "batch normalisation with a scale"),
     "fpgm": Criterion(geometric_median, lambda row: len(row.variable.shape) > 1 and row.out),
 }
 
@@ -96,14 +106,15 @@ class Group:
         return size if share >= 1 else max(int(share * size / self.step + 1e-9) * self.step, min(self.step, size))
 
     def parts(self, label, criterion):
-        """{(path, axis): array (channels, numbers)} of the rows that a criterion looks at."""
-        found = {}
+        """The weights that make and that read the channels, of the rows that a criterion looks at."""
+        made, read = {}, {}
         for row in filter(criterion.looks_at, self.rows):
             labels = label[row.ids]
             here = np.flatnonzero(np.isin(labels, self.channels))
             order = here[np.argsort(labels[here], kind="stable")]
-            found[row.variable.path, row.axis] = criterion.numbers(row)[order].reshape(len(self.channels), -1)
-        return found
+            side = made if row.out else read
+            side[row.variable.path, row.axis] = criterion.numbers(row)[order].reshape(len(self.channels), -1)
+        return made, read
 
 
 class Choice:
@@ -190,9 +201,9 @@ class Choice:
         """Worth of the channels of each group; a group that the criterion cannot judge keeps all of its channels."""
         judged = []
         for group in self.groups:
-            parts = group.parts(self.label, criterion)
-            if parts:
-                score = np.asarray(criterion.formula(parts), float)
+            made, read = group.parts(self.label, criterion)
+            if made or read:
+                score = np.asarray(criterion.formula(made, read), float)
                 require(score.shape == group.channels.shape and np.isfinite(score).all(),
                         "shrink.channels: `by` must give one finite number per channel", channels=len(group.channels),
                         returned=score.shape, do="Return an array of that length.")
