@@ -13,7 +13,7 @@ from .._keras import keras, tf
 
 
 def l1(made, read):
-    """Norm of what makes a channel times norm of what reads it: zero if either is, the same if a scale moves between."""
+    """Norm of what makes a channel times norm of what reads it: zero if either is; no scale between matters."""
     return _both(made, read, lambda parts: sum(np.abs(values).sum(1) for values in parts.values()))
 
 
