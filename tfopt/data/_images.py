@@ -171,8 +171,10 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
     require_number("validation_split", validation_split, low=0, below=1)
     require(on_error in ("raise", "skip", "replace"), '`on_error` must be "raise", "skip" or "replace"',
             on_error=on_error)
-    require(cache is None or isinstance(cache, str | os.PathLike),
-            '`cache` must be "auto", "memory", "disk", a folder or None', cache=cache, error=TypeError)
+    is_folder = isinstance(cache, os.PathLike) or (isinstance(cache, str) and (os.sep in cache or os.path.isdir(cache)))
+    require(cache in (None, "auto", "memory", "disk") or is_folder,
+            '`cache` must be "auto", "memory", "disk", a folder or None', cache=cache,
+            do="Pass a new folder as a path: pathlib.Path(name).")
     view = training_view(augment)
     found = _labelled(path)
     if cache == "auto":
@@ -186,7 +188,8 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
     held_out = np.array([is_validation(name, validation_split) for name in found.files])
     examples, report = _examples(found, {name: error.why for name, error in problems.items()}, held_out, on_error)
     if report.bad:
-        warnings.warn(f"data.image_folder: {report}", stacklevel=2)
+        warnings.warn(f"data.image_folder: {report} {len(report.replaced)} replaced, "
+                      f"{len(report.bad) - len(report.replaced)} left out.", stacklevel=2)
 
     def side(chosen, view, shuffle):
         require(chosen.any(), "each side of the split needs an example", files=len(found.files),
@@ -262,7 +265,8 @@ def _labelled(path):
     stray = [name for name in images if "/" not in name]
     inside = {name: path for name, path in images.items() if "/" in name}
     require(inside, "data.image_folder needs images in the sub-folders", path=str(root), suffixes=SUFFIXES)
-    labels = np.array([classes.index(name.split("/")[0]) for name in inside], np.int32)
+    number = {name: number for number, name in enumerate(classes)}
+    labels = np.array([number[name.split("/")[0]] for name in inside], np.int32)
     return _Listing(root, inside, labels, classes, sorted(ignored + stray))
 
 
@@ -336,7 +340,7 @@ def _each(function, items):
 
 
 def _shape_of(size):
-    shape = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    shape = tuple(size) if isinstance(size, tuple | list) else (size, size)
     shape = (*shape, 3) if len(shape) == 2 else shape
     require(len(shape) == 3 and shape[2] in (1, 3),
             "`size` must be a side, (height, width) or (height, width, channels) with 1 or 3 channels", size=size)
