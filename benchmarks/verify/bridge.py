@@ -60,9 +60,10 @@ def shake(model, rng):
 
 
 def images(model, rng, rows):
-    """Pixels as the network expects them: as they are if it scales them itself, else from -1 to 1."""
+    """Noise on a colour of its own for each image, scaled as the network expects it: to 255 if it scales it itself."""
     own = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
-    return rng.uniform(*((0, 255) if own else (-1, 1)), (rows, *model.input_shape[1:])).astype("float32")
+    x = rng.uniform(-1, 1, (rows, 1, 1, 3)) + rng.uniform(-1, 1, (rows, *model.input_shape[1:]))
+    return (x * 64 + 128 if own else x / 2).astype("float32")
 
 
 def there_and_back(model, x):
