@@ -85,7 +85,7 @@ def weights(models, *, score=None):
     Example:
       >>> import numpy as np
       >>> models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]) for _ in range(2)]
-      >>> models[1].layers[0].bias.assign([1.0])
+      >>> models[1].set_weights([np.zeros((2, 1)), np.ones(1)])
       >>> weights(models).layers[0].bias.numpy().tolist()
       [0.5]
 

@@ -47,12 +47,12 @@ def remember(teacher, data, *, path=None, top=None, augment=None, views=1, batch
         replayable; the folder holds answers of another teacher or to other data; an answer is not finite.
 
     Example:
-      >>> import numpy as np
+      >>> import contextlib, io, numpy as np
       >>> from tfopt import distill
       >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
       >>> x, y = np.zeros((10, 4), "float32"), np.zeros(10, "int64")
-      >>> taught = distill.remember(teacher, (x, y), batch=5)                     # doctest: +ELLIPSIS
-      ...
+      >>> with contextlib.redirect_stdout(io.StringIO()):                            # without the progress bar
+      ...     taught = distill.remember(teacher, (x, y), batch=5)
       >>> distiller = distill.Distiller(None, keras.models.clone_model(teacher), distill.Logits())
       >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
       >>> sorted(distiller.fit(taught, verbose=0).history)
