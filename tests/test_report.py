@@ -259,6 +259,14 @@ def test_a_dataset_gives_what_its_arrays_give(rng):
     assert report.measure(model, dataset, runs=1).accuracy == report.measure(model, (x, y), runs=1).accuracy
 
 
+def test_images_may_be_bytes(rng):
+    model = graph(keras.Input(IMAGE), L.Conv2D(4, 3), L.Flatten(), L.Dense(3))
+    x, y = rng.integers(0, 256, (20, *IMAGE)).astype("uint8"), rng.integers(0, 3, 20)
+    as_bytes, as_floats = (report.measure(model, (part, y), runs=1) for part in (x, x.astype("float32")))
+    assert as_bytes.macs == as_floats.macs
+    assert as_bytes.accuracy == as_floats.accuracy
+
+
 def test_inputs_in_a_dict_and_of_unknown_length(rng):
     a, b = keras.Input((4,), name="a"), keras.Input((None,), dtype="int32", name="b")
     model = keras.Model({"a": a, "b": b}, L.Dense(3)(L.Concatenate()([a, L.GlobalAveragePooling1D()(

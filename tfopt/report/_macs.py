@@ -34,6 +34,8 @@ def count(graph, inputs):
     def wrap(op):
         return lambda *args, **kwargs: visit(op, *args, **kwargs)
 
+    inputs = [keras.ops.cast(x, wanted.dtype) if "string" not in wanted.dtype else x
+              for x, wanted in zip(keras.tree.flatten(inputs), graph.inputs, strict=True)]
     with keras.StatelessScope():                                     # what the run would change is thrown away
         replay(graph, inputs, wrap)
     return total, tuple(dict.fromkeys(unknown))
