@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfopt import distill, quantize
+from tfopt import distill, prune, quantize
 from tfopt._bridge import to_legacy
 from tfopt._toolkit import tfmot
 from tfopt.quantize import _file
@@ -164,7 +164,7 @@ def test_where_takes_norm_and_relu_along():
     model = classifier()
     status = quantize.plan(model, where=["first", "classes"]).set_index("layer")["status"]
     assert (status[["first", "classes"]] == "done").all()
-    assert status.drop(["first", "classes"]).value_counts().to_dict() == {"float": 5, "done": 2}
+    assert status.drop(["first", "classes"]).value_counts().to_dict() == {"float": 6, "done": 2}
     x, _ = images(16)
     lite = quantize.convert(quantize.calibrate(quantize.wrap(model, where=["first", "classes"]), x), calibration=x)
     kernels = lite.ops[lite.ops["macs"] > 0]
@@ -259,6 +259,20 @@ def test_channels_with_values_of_their_own_keep_them():
     assert quantize.convert(aware, calibration=x).report["clusters"] == 4
 
 
+def test_transposed_and_depthwise_kernels_keep_their_zeros():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(16, 6, 6, 3)).astype("float32")
+    inputs = keras.Input((6, 6, 3))
+    h = layers.Conv2DTranspose(5, 3, name="up")(layers.DepthwiseConv2D(3, name="deep")(inputs))
+    model = keras.Model(inputs, layers.Conv1D(4, 3, name="row")(layers.Reshape((36, 5))(h)))
+    for name in ("up", "deep", "row"):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(kernel * (random.random(kernel.shape) < 0.5))
+    aware = quantize.calibrate(quantize.wrap(model, preserve="sparsity"), x)
+    fit(aware, x, np.ones((16, 34, 4)), epochs=1, loss="mse")
+    assert 0.35 < quantize.convert(aware, calibration=x).report["sparsity"] < 0.65
+
+
 def test_a_file_that_lost_its_zeros_is_refused(monkeypatch):
     x, _ = images(16)
     aware = quantize.wrap(sparse_and_shared(classifier()), preserve="sparsity")
@@ -300,12 +314,14 @@ def test_saved_loaded_and_trained_on_in_another_process(tmp_path, run_python):
     assert [float(lines[1]), float(lines[3])] == pytest.approx(losses, abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True}])
-def test_every_way_to_run_gives_the_same(options):
+@pytest.mark.parametrize(("options", "close"), [
+    ({"steps_per_execution": 3}, 1e-5), ({"run_eagerly": True}, 2e-4),
+    ({"jit_compile": True}, 5e-3)])                       # XLA adds in another order, so some values round otherwise
+def test_every_way_to_run_gives_the_same(options, close):
     x, y = images(24)
     expected = fit(quantize.wrap(sparse_and_shared(classifier()), preserve="both"), x, y, epochs=1)
     got = fit(quantize.wrap(sparse_and_shared(classifier()), preserve="both"), x, y, epochs=1, **options)
-    assert got == pytest.approx(expected, abs=2e-4)
+    assert got == pytest.approx(expected, abs=close)
 
 
 TWO = """
@@ -403,6 +419,8 @@ def test_refusals():
         quantize.calibrate(model, images(4)[0])
     with pytest.raises(ValueError, match="was trained for int8"):
         quantize.convert(quantize.wrap(model), "float16")
+    with pytest.raises(ValueError, match=r"plain model or one from quantize\.wrap. Received: model='Pruned'"):
+        quantize.convert(prune.wrap(model, 0.5), "float32")
     recurrent = keras.Sequential([keras.Input((3, 2)), layers.LSTM(2)])
     with pytest.raises(ValueError, match="finds no layer that it can quantise"):
         quantize.wrap(recurrent)

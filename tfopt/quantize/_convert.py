@@ -10,6 +10,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from .. import _models
+from .._bridge.adopt import Adopted
 from .._check import require
 from .._keras import fresh_inputs, graph_of, keras, tf
 from . import _file
@@ -63,6 +64,8 @@ def convert(model, mode="int8", *, calibration=None):
     start = time.perf_counter()
     _models.require_model(model, "quantize.convert")
     trained = isinstance(model, Quantized)
+    require(trained or not isinstance(model, Adopted), "quantize.convert needs a plain model or one from quantize.wrap",
+            model=type(model).__name__, do="Call `strip` of the module that wrapped it, and convert the result.")
     require(mode in _MODES, f"`mode` must be one of {', '.join(_MODES)}", mode=mode)
     require(mode == "int8" or not trained, "A model from quantize.wrap was trained for int8", mode=mode,
             do="Convert it in mode int8, or convert the model it was made of.")
@@ -81,8 +84,11 @@ def convert(model, mode="int8", *, calibration=None):
                       "CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=2)
     note = {"report": report}
     if trained:
-        report.update(_preserved(source.kernels(), lite.content))
+        report.update(_preserved(source, lite.content))
         note["plan"] = source.plan.to_dict("records")
+        if report["float_ops"] and (source.plan["status"] == "done").all():
+            warnings.warn(f"quantize.convert: LiteRT left operations in float that the plan counts as done: "
+                          f"{report['float_ops']}.", stacklevel=2)
     return _named(content, structure, outputs, note)
 
 
@@ -244,49 +250,50 @@ def _compare(model, inputs, samples, lite, on_noise):
             "max_difference": difference, "agreement": float(np.mean(equal)) if equal else None}
 
 
-def _preserved(kernels, content):
+def _preserved(model, content):
     """Share of zeros and largest number of shared values, counted in the file; refuses if it lost any.
 
     A kernel is found in the file by its values, which differ by rounding and by one factor for each channel.
     """
-    wanted = [(name, kernel, kept) for name, (kernel, _, kept) in kernels.items() if kept["zeros"] or kept["centroids"]]
+    if not model.preserves:
+        return {}
     found = [values for *_, values in _file.kernels(content) if values.dtype == np.int8]
     lost, zeros, size, most = {}, 0, 0, 0
-    for name, kernel, kept in wanted:
-        own = [values for values in found if _same(values, _in_file(kernel, values.shape))]
-        if not own:
+    for name, (kernel, _, kept) in model.kernels().items():
+        if not (kept["zeros"] or kept["centroids"]):
+            continue
+        pair = next(((values, own) for own in _layouts(kernel) for values in found if _same(values, own)), None)
+        if pair is None:
             lost[name] = "not in the file"
             continue
-        values, kernel = own[0], _in_file(kernel, own[0].shape)
-        by_channel = kernel.ndim == 4
-        counts = [max(len(np.unique(row)) for row in (array if by_channel else [array])) for array in (values, kernel)]
-        if kept["zeros"] and (values[kernel == 0] != 0).any():
-            lost[name] = f"sparsity {(kernel == 0).mean():.4f} became {(values == 0).mean():.4f}"
-        if kept["centroids"] and counts[0] > counts[1]:
-            lost[name] = f"{counts[1]} shared values became {counts[0]}"
+        counts = [max(len(np.unique(row)) for row in (array if array.ndim == 4 else [array])) for array in pair]
+        values, own = pair
         if kept["zeros"]:
             zeros, size = zeros + (values == 0).sum(), size + values.size
-        most = max(most, counts[0] if kept["centroids"] else 0)
+            if (values[own == 0] != 0).any():
+                lost[name] = f"sparsity {(own == 0).mean():.4f} became {(values == 0).mean():.4f}"
+        if kept["centroids"]:
+            most = max(most, counts[0])
+            if counts[0] > counts[1]:
+                lost[name] = f"{counts[1]} shared values became {counts[0]}"
     require(not lost, "quantize.convert must keep what quantize.wrap preserved", lost=lost)
     return {**({"sparsity": float(zeros / size)} if size else {}), **({"clusters": most} if most else {})}
 
 
-def _in_file(kernel, shape):
-    """A Keras kernel laid out as LiteRT lays it out: output channels first."""
+def _layouts(kernel):
+    """A Keras kernel as LiteRT may lay it out: of Dense; of a convolution, a depthwise and a transposed one."""
     if kernel.ndim == 2:
-        return kernel.T
-    if shape[0] == 1 and kernel.shape[2] * kernel.shape[3] == shape[3]:
-        return kernel.reshape(shape) if kernel.shape[:2] == tuple(shape[1:3]) else kernel
-    return kernel.transpose(3, 0, 1, 2)
+        return [kernel.T]
+    return [kernel.transpose(3, 0, 1, 2), kernel.reshape(1, *kernel.shape[:2], -1), kernel.transpose(2, 0, 1, 3)]
 
 
 def _same(values, kernel):
     if values.shape != kernel.shape:
         return False
-    rows = [np.abs(array.reshape(len(array), -1).astype("float64")) for array in (values, kernel)]
-    scaled = [row / np.maximum(row.max(1, keepdims=True), 1e-30) for row in rows]
-    return np.abs(scaled[0] - scaled[1]).max() < 0.03 if values.ndim == 4 else (
-        np.abs(rows[0] / max(rows[0].max(), 1e-30) - rows[1] / max(rows[1].max(), 1e-30)).max() < 0.03)
+    first, second = (np.abs(array.reshape(len(array) if array.ndim == 4 else 1, -1).astype("float64"))
+                     for array in (values, kernel))
+    return np.abs(first / np.maximum(first.max(1, keepdims=True), 1e-30)
+                  - second / np.maximum(second.max(1, keepdims=True), 1e-30)).max() < 0.03
 
 
 def _shares(ops):

@@ -98,7 +98,7 @@ def kernels(content):
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
             kind = _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            if kind not in _KERNEL:
+            if kind not in _KERNEL and kind != "TRANSPOSE_CONV":
                 continue
             tensor = graph.tensors[op.inputs[1]]
             if _is_constant(model, tensor) and _TYPES[tensor.type] in _ITEM:
