@@ -3,7 +3,7 @@
 import dataclasses
 
 from .._check import require, require_number
-from .._keras import tf
+from .._keras import in_xla, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +51,16 @@ def between(u, ends):
 def per_image(values):
     """[batch] -> [batch, 1, 1, 1], to meet images."""
     return tf.reshape(values, (-1, 1, 1, 1))
+
+
+def only(acts, change, images, *others):
+    """Images of which those that `acts` chooses became `change(images, *others)`, worked out for these alone."""
+    if in_xla():                                              # which knows no shapes that depend on values
+        return tf.where(acts[:, None, None, None], change(images, *others), images)
+    chosen = tf.where(acts)[:, 0]
+
+    def some():
+        changed = change(*(tf.gather(part, chosen) for part in (images, *others)))
+        return tf.tensor_scatter_nd_update(images, chosen[:, None], changed)
+
+    return tf.cond(tf.reduce_any(acts), some, lambda: images)

@@ -6,7 +6,7 @@ import math
 from .._check import require_number
 from .._keras import serializable, tf
 from . import _colour, _geometry, _pixels
-from ._op import Op
+from ._op import Op, only
 
 OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
        "sharpness", "posterize", "solarize", "autocontrast", "equalize")
@@ -35,7 +35,7 @@ class Policy(Op):
         """What the pipeline carries out: first all geometry, then the colours round by round."""
         parts = [_Moves(self)]
         for turn in range(self.rounds):
-            parts += [part(self, turn) for part in (_Colours, _Tones, _Sharpens, _Equalizes)]
+            parts += [part(self, turn) for part in (_Colours, _Tones, _Rest)]
         return parts
 
     def drawn(self, u, turn):
@@ -104,39 +104,33 @@ class _Tones(_Part, _pixels.Pixel):
         chosen, strength, _ = self.policy.drawn(u, self.turn)
         bits = 8 - tf.cast(tf.round(strength * self.policy.limits["posterize"]), tf.int32)
         threshold = 1 - strength * self.policy.limits["solarize"]
-        return (tf.where(chosen("posterize"), bits, 8), tf.where(chosen("solarize"), threshold, 2.0),
-                chosen("autocontrast"))
+        return tf.where(chosen("posterize"), bits, 8), tf.where(chosen("solarize"), threshold, 2.0)
 
     def change(self, images, parameters, noise, low, high):
-        bits, threshold, stretched = parameters
-        images = _pixels.posterize(images, bits, low, high)
-        images = _pixels.solarize(images, low + threshold * (high - low), low, high)
-        return tf.where(stretched[:, None, None, None], _pixels.autocontrast(images, low, high), images)
+        bits, threshold = parameters
+        return _pixels.solarize(_pixels.posterize(images, bits, low, high), low + threshold * (high - low), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sharpens(_Part, _pixels.Pixel):
+class _Rest(_Part, _pixels.Pixel):
+    """What looks at other pixels too, done on the few images that drew it."""
+
     compiled = False
+    names = ("autocontrast", "equalize", "sharpness")
 
     def acts(self, u):
-        return self.policy.drawn(u, self.turn)[0]("sharpness")
+        chosen = self.policy.drawn(u, self.turn)[0]
+        return chosen(self.names[0]) | chosen(self.names[1]) | chosen(self.names[2])
 
     def parameters(self, u, shape):
-        return (1 + self.signed(u, "sharpness"),)
+        chosen = self.policy.drawn(u, self.turn)[0]
+        return chosen("autocontrast"), chosen("equalize"), 1 + self.signed(u, "sharpness")
 
     def change(self, images, parameters, noise, low, high):
-        return _pixels.sharpen(images, *parameters, low, high)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Equalizes(_Part, _pixels.Pixel):
-    compiled = False
-
-    def acts(self, u):
-        return self.policy.drawn(u, self.turn)[0]("equalize")
-
-    def change(self, images, parameters, noise, low, high):
-        return _pixels.equalize(images, low, high)
+        stretched, equalized, scale = parameters
+        images = only(stretched, lambda some: _pixels.autocontrast(some, low, high), images)
+        images = only(equalized, lambda some: _pixels.equalize(some, low, high), images)
+        return only(scale != 1, lambda some, scale: _pixels.sharpen(some, scale, low, high), images, scale)
 
 
 @serializable

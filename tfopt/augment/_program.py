@@ -5,9 +5,9 @@ The resample and what follows it are compiled apart: in one piece, XLA on a CPU 
 
 import itertools
 
-from .._keras import in_xla, tf
+from .._keras import tf
 from . import _colour, _geometry, _pixels, _policies, _random
-from ._op import Op
+from ._op import Op, only
 
 
 class Program:
@@ -160,13 +160,11 @@ class _Change:
     def __call__(self, images, drawn, keys):
         images = tf.cast(images, tf.float32)
         acts, parameters = drawn
-        if self.compiled or in_xla():
-            return tf.where(acts[:, None, None, None], self._change(images, parameters, keys), images)
-        chosen = tf.where(acts)[:, 0]
-        some, parameters = tf.nest.map_structure(lambda part: tf.gather(part, chosen), (images, parameters))
-        return tf.tensor_scatter_nd_update(images, chosen[:, None], self._change(some, parameters, keys))
+        if self.compiled:
+            return tf.where(acts[:, None, None, None], self._change(images, keys, *parameters), images)
+        return only(acts, lambda some, *drawn: self._change(some, keys, *drawn), images, *parameters)
 
-    def _change(self, images, parameters, keys):
+    def _change(self, images, keys, *parameters):
         return self.part.change(images, parameters, lambda: _random.pixel_noise(keys, self.shape, self.place),
                                 self.low, self.high)
 

@@ -48,7 +48,7 @@ def pixel_noise(keys, shape, stream):
     size = shape[0] * shape[1] * shape[2]
     start, _ = threefry(keys, (_word(stream), _word(2)))
     places = tf.cast(tf.range(size), tf.uint32)[None] * _word(0x9E3779B9)
-    return tf.reshape(_unit(_mix(_mix(places ^ start[:, None]) + keys[1][:, None])), (-1, *shape))
+    return tf.reshape(_unit(_mix((places ^ start[:, None]) + keys[1][:, None])), (-1, *shape))
 
 
 def fingerprint(images, compiled=True):
