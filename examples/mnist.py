@@ -58,7 +58,8 @@ def mlp(*units, dropout, l2):
 def fit(label, model, train, test, epochs, peak=0.1):
     """Trains, shows how far it is, and returns the history."""
     steps = epochs * -(-len(train[0]) // BATCH)
-    rate = schedules.Warmup(schedules.CosineDecay(peak, steps - steps // 20), steps // 20)
+    rise = max(1, steps // 20)
+    rate = schedules.Warmup(schedules.CosineDecay(peak, steps - rise), rise)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
                   keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     start = time.perf_counter()
@@ -98,10 +99,10 @@ def smaller(teacher, student, few, test, epochs):
     fit("pruned to half", taught(teacher, pruned), few, test, epochs, peak=0.05)
     pruned = prune.strip(pruned)
     clustered = cluster.wrap(pruned, 16, preserve_sparsity=True)
-    fit("and 16 values", taught(teacher, clustered), few, test, epochs, peak=0.002)
+    fit("and 16 values", taught(teacher, clustered), few, test, epochs, peak=0.0001)
     clustered = cluster.strip(clustered)
     aware = quantize.calibrate(quantize.wrap(clustered, preserve="both"), few[0])
-    fit("and 8 bits", taught(teacher, aware), few, test, epochs, peak=0.0003)
+    fit("and 8 bits", taught(teacher, aware), few, test, epochs, peak=0.0001)
     return {"+ pruned": pruned, "+ clustered": clustered, "+ int8": quantize.convert(aware, calibration=few[0])}
 
 

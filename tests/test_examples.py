@@ -46,7 +46,7 @@ def test_mnist(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "mnist_curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("quick", "count", "title"), [(False, 6000, "MNIST"), (True, 5000, "MNIST, 5,000 of its")])
+@pytest.mark.parametrize(("quick", "count", "title"), [(False, 6000, "MNIST"), (True, 5000, "MNIST, its first 5,000")])
 def test_mnist_itself_is_used_where_it_can_be_had(monkeypatch, capsys, quick, count, title):
     digits = np.zeros((6000, 28, 28), "uint8"), np.zeros(6000, "uint8")
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (digits, (digits[0][:7], digits[1][:7])))
