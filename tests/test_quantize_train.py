@@ -141,6 +141,24 @@ def test_rewrites_are_exact_and_in_integers(build):
     assert lite.report["max_difference"] < 0.06 * scale
 
 
+def test_names_and_policies_of_the_user_do_not_matter():
+    """A model with the names Keras would give to the layers that are put in, under a global policy of its own."""
+    keras.utils.clear_session()
+    inputs = keras.Input((6,), name="reshape")
+    x = layers.BatchNormalization(name="reshape_1")(layers.Dense(4, name="identity")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="identity_range")(x))
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    keras.utils.clear_session()
+    try:
+        keras.config.set_dtype_policy("mixed_float16")
+        aware = quantize.wrap(model)
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(aware.base.predict(x, verbose=0), expected, atol=1e-6)
+
+
 def test_plan_tells_what_stays_in_float():
     inputs = keras.Input((6, 4))
     x = layers.LayerNormalization(name="norm")(layers.Dense(4, activation="selu", name="dense")(inputs))

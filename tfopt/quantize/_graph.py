@@ -118,7 +118,8 @@ class Graph:
         rank = len(use.outputs[0].shape)
         if use.op.axis not in (-1, rank - 1) or rank > 4:
             return "output", f"normalises another axis than the last: {_OUTPUT}"
-        if (maker is not None and maker.kind == "kernel" and type(maker.op).__name__ in _FOLDS
+        alone = maker is not None and [other.op for other in self.uses].count(maker.op) == 1
+        if (alone and maker.kind == "kernel" and type(maker.op).__name__ in _FOLDS
                 and called(maker.op.activation) == "linear" and self.only_taker(maker) is use):
             return "fold", f"folded into {maker.path}"
         return "lone", "as a depthwise convolution with itself"

@@ -76,6 +76,16 @@ class Prepared:
         names.append(layer.name)
         return layer(x)
 
+    def on_four_axes(self, use, function, x):
+        """`function` of images, applied to a sequence or a vector as to an image of height 1 (and width 1)."""
+        if len(x.shape) == 4:
+            return function(x)
+        vector, name = len(x.shape) == 2, legacy_name(use.path)
+        row = (1, 1, x.shape[1]) if vector else (1, x.shape[1] or -1, x.shape[2])
+        y = function(layers.Reshape(row, name=free(f"{name}_row", self.taken))(x))
+        back = y.shape[3:] if vector else (y.shape[2] or -1, y.shape[3])
+        return layers.Reshape(back, name=free(f"{name}_back", self.taken))(y)
+
     def round_if(self, use, x):
         value = _Value(x)
         if self.graph.rounds(use):
@@ -99,11 +109,11 @@ class Prepared:
         return self.layer(use, "", lambda name: renamed(use.op, name), weights=use.op.variables)
 
     def fold(self, use, x):
-        return self.round_if(use, _on_four_axes(self.plain(use), x))
+        return self.round_if(use, self.on_four_axes(use, self.plain(use), x))
 
     def lone(self, use, x):
         """BatchNormalization alone folds into a depthwise convolution that changes nothing."""
-        return self.round_if(use, _on_four_axes(lambda x: self.plain(use)(self.same(use)(x)), x))
+        return self.round_if(use, self.on_four_axes(use, lambda x: self.plain(use)(self.same(use)(x)), x))
 
     def same(self, use):
         return self.layer(use, "same", lambda name: layers.DepthwiseConv2D(
@@ -156,7 +166,7 @@ class Prepared:
             layer = self.layer(use, "", lambda name: layers.Conv2D.from_config(
                 {**config, **changes, "filters": op.units, "kernel_size": 1, "name": name}), kernel=True,
                 weights=[kernel, *([op.bias] if op.use_bias else [])])
-            return _on_four_axes(layer, x)
+            return self.on_four_axes(use, layer, x)
         if kind not in _ONE_D:
             return self.layer(use, "", lambda name: renamed(op, name, **changes), kernel=True,
                               weights=op.variables)(x)
@@ -168,13 +178,14 @@ class Prepared:
         (size,), (step,), (spread,) = (np.atleast_1d(config[key]).tolist()
                                        for key in ("kernel_size", "strides", "dilation_rate"))
         if config["padding"] == "causal":
-            x = layers.ZeroPadding1D((spread * (size - 1), 0))(x)
+            name = free(f"{legacy_name(use.path)}_past", self.taken)
+            x = layers.ZeroPadding1D((spread * (size - 1), 0), name=name)(x)
             config = {**config, "padding": "valid"}
         config.update(kernel_size=(1, size), dilation_rate=(1, spread),
                       strides=(step, step) if cls is layers.DepthwiseConv2D else (1, step))
         layer = self.layer(use, part, lambda name: cls.from_config({**config, "name": name}), kernel=True,
                            weights=weights)
-        return _on_four_axes(layer, x)
+        return self.on_four_axes(use, layer, x)
 
     def separable(self, use, x, changes, flat):
         op, config = use.op, {**use.op.get_config(), **changes}
@@ -215,11 +226,3 @@ class _Filled:
 def _wants_raw(use):
     """Indices, and columns of very different size, would not survive eight bits."""
     return use.kind == "output" and isinstance(use.op, layers.Embedding | layers.Normalization)
-
-
-def _on_four_axes(function, x):
-    """`function` of images, applied to a sequence or a vector as to an image of height 1 (and width 1)."""
-    if len(x.shape) == 4:
-        return function(x)
-    y = function(layers.Reshape((1, *((1,) if len(x.shape) == 2 else (x.shape[1] or -1,)), x.shape[-1]))(x))
-    return layers.Reshape(y.shape[3:] if len(x.shape) == 2 else (y.shape[2] or -1, y.shape[3]))(y)

@@ -1,5 +1,7 @@
 """Quantisation-aware training: the model rounds as LiteRT will, while it learns."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 
@@ -85,7 +87,7 @@ def wrap(model, *, preserve=None, where=None):
     require(preserve in (None, "sparsity", "clusters", "both"),
             '`preserve` must be None, "sparsity", "clusters" or "both"', preserve=preserve)
     require_plain(model, "quantize.wrap")
-    with _models.scope_of(model):
+    with _models.scope_of(model), _in_float32():
         graph = _graph(model, where, "quantize.wrap")
         prepared = Prepared(graph)
     kept = {name: _preserved(prepared.model.get_layer(name), preserve) for name in prepared.kernels}
@@ -173,6 +175,17 @@ def _graph(model, where, caller):
     require(any(use.kind != "float" for use in graph.uses), f"{caller} finds no layer that it can quantise",
             model=model.name, do="See quantize.plan.")
     return graph
+
+
+@contextlib.contextmanager
+def _in_float32():
+    """Layers that are made without a dtype compute in float32, whatever the global policy is."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def any_kept(kept):
