@@ -241,9 +241,9 @@ def leaves_no_trace(model, act, trained=False):
     same(*states)
 
 
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("rate", [0.1, schedules.Linear(0.1, total=100)], ids=["float", "schedule"])
-@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.Adam])
+@pytest.mark.parametrize(("optimizer", "rate", "trained"), [
+    (keras.optimizers.SGD, 0.1, False), (keras.optimizers.SGD, schedules.Linear(0.1, total=100), True),
+    (keras.optimizers.Adam, 0.1, True), (keras.optimizers.Adam, schedules.Linear(0.1, total=100), False)])
 def test_find_leaves_no_trace(optimizer, rate, trained):
     model = line(rate, optimizer, metrics=["mae"], steps_per_execution=2)
     if not trained:
