@@ -291,7 +291,7 @@ class Blur(Pixel):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Noise(Pixel):
-    """Adds Gaussian noise, drawn for each value by itself.
+    """Adds Gaussian noise, drawn for each value by itself (cut at 4.2 standard deviations).
 
     Args:
       stddev: standard deviation as a fraction of the value range: a pair (low, high), or s for (0, s); 0 to 1.
@@ -319,7 +319,8 @@ class Noise(Pixel):
         return (between(u[:, 1], self.stddev),)
 
     def change(self, images, parameters, noise, low, high):
-        normal = math.sqrt(2) * tf.math.erfinv(2 * noise() - (1 - 2.0**-24))         # never -1 or 1
+        place = tf.clip_by_value(2 * noise() - 1, 2.0**-15 - 1, 1 - 2.0**-15)     # beyond, erfinv loses its digits
+        normal = math.sqrt(2) * tf.math.erfinv(place)
         return tf.clip_by_value(images + per_image(parameters[0] * (high - low)) * normal, low, high)
 
 
