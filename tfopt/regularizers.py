@@ -50,7 +50,7 @@ class Hoyer(keras.regularizers.Regularizer):
       ValueError: `strength` is out of range.
 
     Example:
-      >>> float(Hoyer(0.5)([[3.0, 0.0], [0.0, 1.0]]))
+      >>> round(float(Hoyer(0.5)([[3.0, 0.0], [0.0, 1.0]])), 3)     # 0.5 * 4^2 / 10
       0.8
 
     Reference:
@@ -185,6 +185,7 @@ class Sum(keras.regularizers.Regularizer):
         self.penalties = penalties
 
     def __call__(self, weights):
+        weights = tf.convert_to_tensor(weights)
         return tf.add_n([penalty(weights) for penalty in self.penalties])
 
     def get_config(self):

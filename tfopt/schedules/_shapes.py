@@ -133,7 +133,7 @@ class OneCycle(_Schedule):
     Example:
       >>> rate = OneCycle(0.1, total=100)
       >>> [round(float(rate(t)), 4) for t in (0, 25, 62, 100)]
-      [0.004, 0.1, 0.0521, 0.0]
+      [0.004, 0.1, 0.051, 0.0]
 
     Reference:
       Smith and Topin, Super-Convergence, 2018. https://arxiv.org/abs/1708.07120
