@@ -2,9 +2,9 @@
 
     python benchmarks/augment.py [--size 32 64 224] [--rounds 9]
 
-Every candidate is one running tf.data pipeline over the same batches of 64 uint8 images (Keras' generator and
-albumentations their own loops over these images). After a first pass, which compiles, they take turns, and the medians
-are compared: CPU time of the whole process.
+Every candidate is one running tf.data pipeline over the same batches of uint8 images, 256 up to 32 px, else 64 (Keras'
+generator and albumentations: their own loops over these images). After a first pass, which compiles, they take turns,
+and the medians are compared: CPU time of the whole process.
 """
 
 import argparse
@@ -20,8 +20,11 @@ import tensorflow as tf
 
 from tfopt import augment
 
-BATCH = 64
 layers = keras.layers
+
+
+def batch_of(x):
+    return 256 if x.shape[1] <= 32 else 64
 
 
 def images(size, channels=3, count=256):
@@ -34,7 +37,7 @@ def through_data(function, x):
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    data = x.reshape(-1, BATCH, *x.shape[1:])
+    data = x.reshape(-1, batch_of(x), *x.shape[1:])
     batches = iter(tf.data.Dataset.from_tensor_slices(data).repeat().map(function).with_options(options))
 
     def run():
@@ -56,7 +59,7 @@ def generator(x):
     maker = tf.keras.preprocessing.image.ImageDataGenerator(
         horizontal_flip=True, rotation_range=18, zoom_range=0.2, width_shift_range=0.1, height_shift_range=0.1,
         shear_range=6)
-    flow = maker.flow(x.astype("float32"), batch_size=BATCH)
+    flow = maker.flow(x.astype("float32"), batch_size=batch_of(x))
 
     def run():
         for step in range(len(flow)):
@@ -72,8 +75,8 @@ def albumentations_five(x):
                        A.Affine(translate_percent=(-0.1, 0.1), p=1), A.Affine(shear=(-6, 6), p=1)])
 
     def run():
-        for start in range(0, len(x), BATCH):
-            np.stack([chain(image=image)["image"] for image in x[start:start + BATCH]])
+        for start in range(0, len(x), batch_of(x)):
+            np.stack([chain(image=image)["image"] for image in x[start:start + batch_of(x)]])
     return run
 
 
@@ -92,7 +95,7 @@ def compare(title, candidates, x, rounds):
             spent[name].append((time.process_time() - start) / len(x) * 1e6)
     cost = {name: statistics.median(times) for name, times in spent.items()}
     (mine, base), *others = cost.items()
-    print(f"{title}: {mine} {base:.1f} us per image (first pass, compilation included: {first[0]:.1f} s); "
+    print(f"{title}, batches of {batch_of(x)}: {mine} {base:.1f} us per image (first pass: {first[0]:.1f} s); "
           + "; ".join(f"{name} {value:.0f} us, x{value / base:.1f}" for name, value in others), flush=True)
 
 
