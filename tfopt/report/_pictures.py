@@ -41,7 +41,7 @@ def pareto(rows, x, title):
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, % (95% interval)" if measure == "accuracy" else "mean absolute error (95% interval)")
     axes.set_title(title, loc="left", color=INK, fontsize=11)
-    _label(figure, axes, [row.name for row in rows], cost, value)
+    _label(figure, axes, [row.name for row in rows], cost, value, (low, high))
     return figure
 
 
@@ -52,11 +52,12 @@ def front(cost, value):
         for j in range(len(cost)))]
 
 
-def _label(figure, axes, names, xs, ys):
+def _label(figure, axes, names, xs, ys, bars):
     """Puts each name beside its point, where it covers least of what is already there."""
-    figure.canvas.draw()
-    at = axes.transData.transform(np.column_stack([xs, ys]))
+    figure.draw_without_rendering()                                  # so that the layout is settled
+    at, ends, starts = (axes.transData.transform(np.column_stack([xs, y])) for y in (ys, *bars[::-1]))
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    taken += [(x - 2, bottom, x + 2, top) for (x, bottom), (_, top) in zip(starts, ends, strict=True)]
     frame = axes.get_window_extent()
     sides = [(8, 0, "left", "center"), (-8, 0, "right", "center"), (8, 9, "left", "bottom"), (8, -9, "left", "top"),
              (-8, 9, "right", "bottom"), (-8, -9, "right", "top")]
