@@ -56,12 +56,15 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
       float32[batch, *new, channels], or the dtype of `images` if `nearest`.
     """
     old, channels = tuple(images.shape[1:3]), images.shape[3]
-    pixels = tf.reshape(images, (-1, old[0] * old[1], channels))
+    pixels = tf.reshape(images, (-1, old[0] * old[1]) + (channels,) * (channels > 1))     # an axis of 1 costs time
     columns, rows = sources(matrix, old, new)
     columns, rows = _fold(columns, old[1], fill_mode), _fold(rows, old[0], fill_mode)
 
     def flat(plane):
         return tf.reshape(plane, (-1, new[0] * new[1]))
+
+    def spread(plane):
+        return flat(plane)[..., None] if channels > 1 else flat(plane)
 
     def take(row, column):
         """Pixels at whole places up to one outside of the image."""
@@ -70,14 +73,14 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
         values = values if nearest else tf.cast(values, tf.float32)
         if fill_mode == "constant":
             out = (row < 0) | (row >= old[0]) | (column < 0) | (column >= old[1])
-            values = tf.where(flat(out)[..., None], tf.cast(fill_value, values.dtype), values)
+            values = tf.where(spread(out), tf.cast(fill_value, values.dtype), values)
         return values
 
     if nearest:
         result = take(*(tf.cast(tf.floor(place + 0.5), tf.int32) for place in (rows, columns)))
     else:
         left, top = tf.floor(columns), tf.floor(rows)
-        right_part, low_part = flat(columns - left)[..., None], flat(rows - top)[..., None]
+        right_part, low_part = spread(columns - left), spread(rows - top)
         x, y = tf.cast(left, tf.int32), tf.cast(top, tf.int32)
         upper, lower = take(y, x), take(y + 1, x)
         upper += right_part * (take(y, x + 1) - upper)
