@@ -141,6 +141,18 @@ def test_rewrites_are_exact_and_in_integers(build):
     assert lite.report["max_difference"] < 0.06 * scale
 
 
+def test_penalties_stay_where_they_were():
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, layers.Conv1D(4, 3, activation="silu", activity_regularizer="l2",
+                                              kernel_regularizer="l1")(inputs))
+    x = np.random.default_rng(0).normal(size=(4, 6, 3)).astype("float32")
+    model(x)
+    aware = quantize.calibrate(quantize.wrap(model), x)
+    for other in (aware.base, aware):
+        other(x)
+        assert float(sum(other.losses)) == pytest.approx(float(sum(model.losses)), rel=0.03)
+
+
 def test_names_and_policies_of_the_user_do_not_matter():
     """A model with the names Keras would give to the layers that are put in, under a global policy of its own."""
     keras.utils.clear_session()

@@ -148,8 +148,10 @@ def activation(function):
 
 
 def _activation_layer(layer, base, masked):
-    function = activation(layer.activation)
-    return tf_keras.layers.Activation(function, **base) if isinstance(function, str) else None
+    function, penalty = activation(layer.activation), layer.activity_regularizer
+    return tf_keras.layers.Activation(
+        function, activity_regularizer=penalty and CarriedRegularizer(dump(penalty)), **base) if (
+            isinstance(function, str)) else None
 
 
 def _batch_normalization(layer, base, masked):

@@ -142,15 +142,15 @@ class Prepared:
     def kernel(self, use, x):
         op, activation = use.op, called(use.op.activation)
         split = self.graph.splits(use)
-        changes = {"activation": "linear"} if split else {}
+        changes = {"activation": "linear", "activity_regularizer": None} if split else {}
         y = self.convolve(use, x, changes)
         if not split:
             return self.round_if(use, y)
         name = legacy_name(use.path)
         if activation != "relu6":
             y = self.round(y, name, self.ranges)
-        y = self.layer(use, "activation", lambda name: layers.Activation.from_config(
-            {"activation": op.get_config()["activation"], "name": name, "dtype": op.get_config()["dtype"]}))(y)
+        config = {key: op.get_config().get(key) for key in ("activation", "activity_regularizer", "dtype")}
+        y = self.layer(use, "activation", lambda name: layers.Activation.from_config({**config, "name": name}))(y)
         if ACTIVATIONS.get(activation) == "fixed":
             return _Value(y, rounded=True)
         return _Value(self.round(y, name, self.ranges), rounded=True)
