@@ -57,14 +57,16 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._replaced = []
-        for optimizer in _single(self.model.model.optimizer):
+        self._replaced, model = [], self.model.model
+        if hasattr(model.optimizer, "optimizers") and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)           # until then it may not know those inside it
+        for optimizer in _single(model.optimizer):
             held = schedule_of(optimizer)
             require(held is None or isinstance(held, LearningRateSchedule), error=TypeError, learning_rate=held,
                     rule="Plateau needs an optimizer that holds a number or a LearningRateSchedule",
                     do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
             if held is not None and not isinstance(held, Scaled):
-                with scope_of(self.model.model):
+                with scope_of(model):
                     optimizer.learning_rate = Scaled(held)
                 self._replaced.append((optimizer, held))
         self._trace_again()
