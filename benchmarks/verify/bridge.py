@@ -43,7 +43,7 @@ def shake(model, rng):
     """
     import keras
 
-    for v in model.weights:
+    for v in [v for layer in model.layers if type(layer).__name__ != "Normalization" for v in layer.weights]:
         w = v.numpy()
         if w.size > 1 and w.std() == 0 and "moving" not in v.name:
             v.assign(rng.uniform(0.1, 0.5, w.shape) if 0 < w.max() < 1e-3 else w + 0.1 * rng.normal(size=w.shape))
