@@ -75,7 +75,8 @@ def test_where(where, expected):
 
 
 @pytest.mark.parametrize(("where", "rule"), [
-    ("nowhere", "must name layers of the model"), ("bn", "must name a layer with"), (lambda layer: False, "must choose at least one layer with")])
+    ("nowhere", "must name layers of the model"), ("bn", "must name a layer with"),
+    (lambda layer: False, "must choose at least one layer with")])
 def test_where_refuses(where, rule):
     with pytest.raises(ValueError, match=rule):
         _models.select(branched(), where, "here", able=lambda layer: isinstance(layer, keras.layers.Dense),

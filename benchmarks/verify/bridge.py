@@ -1,7 +1,8 @@
 """Every network of keras.applications and 200 random graphs, taken to tf_keras and back.
 
 Appends a row each to docs/measured/bridge.csv, so an interrupted run goes on where it stopped. Every network runs in a
-process of its own. Columns: `difference`, the largest between the logits of the model and its twin; `spread`, how far
+process of its own. Columns: `difference`, the largest between the logits of the model and its twin, when both compute
+batch normalisation step by step; `fused`, the same when the twin uses TensorFlow's fused kernel; `spread`, how far
 the logits of different images lie apart (a difference is worth only as much as this); `returned`, the largest
 difference after the weights came back, 0 when exact; `seconds`, of the processor, to make the twin and check it.
 """
@@ -67,7 +68,7 @@ def images(model, rng, rows):
 
 
 def there_and_back(model, x):
-    """(layers carried, largest difference, spread, difference after the way back, seconds)."""
+    """(layers carried, difference, the same with fused kernels, spread, difference after the way back, seconds)."""
     import keras
 
     bridge = importlib.import_module(BRIDGE)
@@ -75,10 +76,12 @@ def there_and_back(model, x):
     twin = bridge.to_legacy(model)
     seconds = time.process_time() - start
     expected = keras.tree.flatten(model(x, training=False))
-    gap = gaps(expected, keras.tree.flatten(twin(x, training=False)))
+    fused = gaps(expected, keras.tree.flatten(twin(x, training=False)))
+    with importlib.import_module(f"{BRIDGE}.parity").unfused(twin):
+        gap = gaps(expected, keras.tree.flatten(twin(x, training=False)))
     back = gaps(expected, keras.tree.flatten(bridge.copy_back(twin, model)(x, training=False)))
     spread = max(float(np.ptp(np.asarray(y, "float64"), axis=0).max()) for y in expected)
-    return len(bridge.embedded(twin)), gap, spread, back, seconds
+    return len(bridge.embedded(twin)), gap, fused, spread, back, seconds
 
 
 def gaps(expected, got):
@@ -92,10 +95,10 @@ def one_network(name):
     keras.utils.set_random_seed(0)
     rng, model = np.random.default_rng(1), network(name)
     shake(model, rng)
-    carried, gap, spread, back, seconds = there_and_back(model, images(model, rng, 4))
+    carried, gap, fused, spread, back, seconds = there_and_back(model, images(model, rng, 4))
     return {"model": name, "image": model.input_shape[1], "layers": len(model.layers), "carried": carried,
-            "parameters": model.count_params(), "difference": f"{gap:.1e}", "spread": f"{spread:.2g}",
-            "returned": f"{back:.1e}", "seconds": f"{seconds:.1f}"}
+            "parameters": model.count_params(), "difference": f"{gap:.1e}", "fused": f"{fused:.1e}",
+            "spread": f"{spread:.2g}", "returned": f"{back:.1e}", "seconds": f"{seconds:.1f}"}
 
 
 def random_piece(first):
@@ -105,11 +108,13 @@ def random_piece(first):
     done = []
     for seed in range(first, first + PIECE):
         model = graphs.random_graph(seed)
-        done.append((len(model.layers), *there_and_back(model, graphs.random_batch(model, seed)), model.count_params()))
-    layers, carried, gap, spread, back, seconds, parameters = np.array(done, "float64").T
+        batch = graphs.random_batch(model, seed)
+        done.append((len(model.layers), *there_and_back(model, batch), model.count_params()))
+    layers, carried, gap, fused, spread, back, seconds, parameters = np.array(done, "float64").T
     return {"model": f"random graphs {first} to {first + PIECE - 1}", "image": "", "layers": int(layers.sum()),
             "carried": int(carried.sum()), "parameters": int(parameters.sum()), "difference": f"{gap.max():.1e}",
-            "spread": f"{np.median(spread):.2g}", "returned": f"{back.max():.1e}", "seconds": f"{seconds.mean():.1f}"}
+            "fused": f"{fused.max():.1e}", "spread": f"{np.median(spread):.2g}",
+            "returned": f"{back.max():.1e}", "seconds": f"{seconds.mean():.1f}"}
 
 
 def jobs():

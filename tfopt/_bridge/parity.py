@@ -1,5 +1,6 @@
 """Does the twin compute what the original computes?"""
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -17,11 +18,28 @@ def require_equal(model, graph, twin, build):
     """Refuses unless `twin` and `model` give the same outputs for a random batch."""
     batch, expected = _run_on_random(model, graph, build)
     tolerance = 0.1 if build.dtype or any("16" in str(layer.compute_dtype) for layer in twin.layers) else 1e-4
-    if _close(expected, twin(batch, training=False), tolerance):
-        return
-    place, gap = _first_difference(graph, batch, build, tolerance)
+    with unfused(twin):
+        if _close(expected, twin(batch, training=False), tolerance):
+            return
+        place, gap = _first_difference(graph, batch, build, tolerance)
     require(False, f"{build.caller} needs a tf_keras twin that computes the same, and that of {place} does not",
             difference=gap, do="Replace this layer, or leave it out of the model.")
+
+
+@contextlib.contextmanager
+def unfused(twin):
+    """While it lasts, batch normalisation computes step by step, as in Keras 3.
+
+    The fused kernel of tf_keras rounds otherwise, which a deep network that is not trained yet can blow up to anything.
+    """
+    fused = [layer for layer in twin.layers if getattr(layer, "fused", False)]
+    try:
+        for layer in fused:
+            layer.fused = False
+        yield
+    finally:
+        for layer in fused:
+            layer.fused = True
 
 
 def _run_on_random(model, graph, build):
