@@ -1,10 +1,12 @@
-"""What the site and the README make from the modules themselves: the table of modules, the navigation, the reference.
+"""What the site and the README make by themselves: table of modules, navigation, reference, measured tables.
 
     python docs/hooks.py        writes the table into README.md
 """
 
 import ast
+import csv
 import pathlib
+import re
 
 PROJECT = pathlib.Path(__file__).parent.parent
 START, END = "<!-- modules -->", "<!-- /modules -->"
@@ -28,6 +30,13 @@ def table(folder=""):
     return "\n".join(["| module | |", "|---|---|", *rows])
 
 
+def measured(match):
+    """Markdown table of a file in docs/measured, in place of `<!-- rows: name -->`."""
+    with open(PROJECT / "docs" / "measured" / f"{match[1]}.csv") as file:
+        head, *body = csv.reader(file)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
+
+
 def readme(text):
     """The README with its table renewed."""
     before, rest = text.split(START)
@@ -45,6 +54,7 @@ def on_config(config):
 
 def on_page_markdown(markdown, page, **_):
     name = page.file.src_path.removesuffix(".md")
+    markdown = re.sub(r"<!-- rows: (\w+) -->", measured, markdown)
     if name == "index":
         return markdown.replace(START, table())
     return f"{markdown}\n\n## Reference\n\n::: tfopt.{name}\n" if name in modules() else markdown
