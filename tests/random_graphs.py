@@ -1,5 +1,7 @@
 """Random Keras 3 graphs with branches, joins, shared and nested parts, operations and masks."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import layers as L
@@ -11,8 +13,10 @@ WORDS, STEPS, SIDE = 6, 5, 6
 def random_graph(seed):
     """A built Functional or Sequential model with random weights; `seed` says it all."""
     keras.utils.set_random_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = (Images if rng.random() < 0.6 else Tokens)(rng).model()
+    rng, model = np.random.default_rng(seed), None
+    while model is None:
+        with contextlib.suppress(ValueError):               # some draws Keras itself cannot build, e.g. of open shape
+            model = (Images if rng.random() < 0.6 else Tokens)(rng).model()
     for v in model.weights:
         if "float" in v.dtype and "moving_variance" not in v.name:
             v.assign(v + 0.2 * rng.normal(size=v.shape))
