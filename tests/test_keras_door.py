@@ -138,5 +138,5 @@ def test_xla_is_noticed():
 
 
 def test_no_other_keras_is_taken(run_python):
-    done = run_python("import keras; keras.__version__ = '3.11.0'; import tfopt.schedules", check=False)
-    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: tfopt needs Keras >= 3.12. Received")
+    done = run_python("import keras; keras.__version__ = '3.14.0'; import tfopt.schedules", check=False)
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: tfopt needs Keras >= 3.15. Received")

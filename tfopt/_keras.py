@@ -2,26 +2,26 @@
 
 Private names, and the versions they were run with (tests/test_keras_door.py asks each of them for what is relied on):
 
-    keras.src.models.functional.Functional        3.12 - 3.15     the class of graph models, which has no public name
-    Sequential._functional                        3.12 - 3.15     the graph behind a built Sequential model
-    Functional._inputs_struct                     3.12 - 3.15     the graph's inputs, nested as the user nested them
-    Functional._run_through_graph                 3.12 - 3.15     replays the graph with another function per operation
-    KerasTensor._keras_history                    3.12 - 3.15     the operation and node a graph's tensor comes from
-    Operation._inbound_nodes, Node.input_tensors  3.12 - 3.15     the tensors that went into one use of an operation
-    Operation._outbound_nodes                     3.12 - 3.15     where its outputs are used
-    Functional._nodes_by_depth, Node.arguments    3.12 - 3.15     each use of an operation, with what it was called with
-    KerasTensor._keras_mask                       3.12 - 3.15     the mask that goes with a tensor
-    Layer._flatten_layers                         3.12 - 3.15     the layers inside a layer
-    Layer._get_own_losses                         3.12 - 3.15     what a layer adds to the loss, also when nested
-    Layer._clear_losses                           3.12 - 3.15     forgets what the last call added
-    serialization_lib.SafeModeScope               3.12 - 3.15     lets the Lambdas of a live layer be made again
-    Trainer._compile_loss, _compile_metrics       3.12 - 3.15     what `compile` made of loss and metrics, or None
-    Trainer._loss_tracker                         3.12 - 3.15     the mean behind the log "loss"
-    Optimizer._learning_rate                      3.12 - 3.15     its schedule, variable or callable itself
-    keras.src.backend.common.global_state         3.12 - 3.15     holds the generator behind seed=None
-    tensorflow.python.eager.context               TF 2.20 - 2.21  holds the counter that seeds eager operations
-    tensorflow.python.ops.stateful_random_ops     TF 2.20 - 2.21  holds tf.random's global generator, if there is one
-    tensorflow.python.ops.control_flow_util       TF 2.20 - 2.21  knows whether a graph is being made for XLA
+    keras.src.models.functional.Functional        3.15            the class of graph models, which has no public name
+    Sequential._functional                        3.15            the graph behind a built Sequential model
+    Functional._inputs_struct                     3.15            the graph's inputs, nested as the user nested them
+    Functional._run_through_graph                 3.15            replays the graph with another function per operation
+    KerasTensor._keras_history                    3.15            the operation and node a graph's tensor comes from
+    Operation._inbound_nodes, Node.input_tensors  3.15            the tensors that went into one use of an operation
+    Operation._outbound_nodes                     3.15            where its outputs are used
+    Functional._nodes_by_depth, Node.arguments    3.15            each use of an operation, with what it was called with
+    KerasTensor._keras_mask                       3.15            the mask that goes with a tensor
+    Layer._flatten_layers                         3.15            the layers inside a layer
+    Layer._get_own_losses                         3.15            what a layer adds to the loss, also when nested
+    Layer._clear_losses                           3.15            forgets what the last call added
+    serialization_lib.SafeModeScope               3.15            lets the Lambdas of a live layer be made again
+    Trainer._compile_loss, _compile_metrics       3.15            what `compile` made of loss and metrics, or None
+    Trainer._loss_tracker                         3.15            the mean behind the log "loss"
+    Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
+    keras.src.backend.common.global_state         3.15            holds the generator behind seed=None
+    tensorflow.python.eager.context               TF 2.21         holds the counter that seeds eager operations
+    tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
+    tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
 """
 
 import contextlib
@@ -56,8 +56,8 @@ from tensorflow.python.ops import control_flow_util, stateful_random_ops  # noqa
 require(keras.backend.backend() == "tensorflow",
         "tfopt works with Keras on TensorFlow, and keras.json names another backend",
         backend=keras.backend.backend(), do=_REMEDY.format("KERAS_BACKEND=tensorflow"), error=ImportError)
-require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 12),
-        "tfopt needs Keras >= 3.12", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
+require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15),
+        "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
 __all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "forget_compiled", "fresh_inputs",
            "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "parts_of", "producer", "remade",
