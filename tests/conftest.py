@@ -7,8 +7,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")        # the models are tiny and the tests run in parallel
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
+
+hypothesis.settings.register_profile("tfopt", derandomize=True, deadline=None)     # the same examples every time
+hypothesis.settings.load_profile("tfopt")
 
 
 @pytest.fixture(autouse=True)
