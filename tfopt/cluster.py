@@ -51,7 +51,7 @@ def wrap(model, clusters, *, init="kmeans++", preserve_sparsity=False, per_chann
       TypeError: not a Keras 3 model.
 
     Example:
-      >>> from tfopt._keras import keras
+      >>> import keras
       >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="hidden"), keras.layers.Dense(2)])
       >>> small = strip(wrap(model, 4))
       >>> np.unique(small.get_layer("hidden").kernel).size
@@ -84,7 +84,7 @@ def strip(model):
       ValueError: `model` did not come from `wrap`, or a kernel holds more than `clusters` values.
 
     Example:
-      >>> from tfopt._keras import keras
+      >>> import keras
       >>> strip(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]))
       Traceback (most recent call last):
       ValueError: cluster.strip needs a model that came from cluster.wrap. ...
@@ -112,7 +112,7 @@ def plan(model, clusters=16, *, preserve_sparsity=False, per_channel=False, wher
       ("done" or "skipped"), `why`.
 
     Example:
-      >>> from tfopt._keras import keras
+      >>> import keras
       >>> hidden, norm = keras.layers.Dense(8, name="hidden"), keras.layers.BatchNormalization(name="norm")
       >>> plan(keras.Sequential([keras.Input((4,)), hidden, norm]))[["layer", "status"]].values.tolist()
       [['hidden', 'done'], ['norm', 'skipped']]
