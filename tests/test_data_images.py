@@ -443,6 +443,11 @@ def test_a_file_without_permission(run_python):
         shutil.rmtree(root)
 
 
+def test_the_formats_are_known_before_any_thread_opens_a_file(run_python):
+    printed = run_python("from tfopt.data import _images\nprint(set(_images.FORMATS) - set(_images.Image.OPEN))")
+    assert printed.splitlines()[-1] == "set()"
+
+
 def test_a_file_that_only_a_csv_knows(tmp_path, rng):
     picture(rng).save(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("file,label\na.png,x\ngone.png,y\n")

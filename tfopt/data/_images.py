@@ -20,6 +20,7 @@ from ._table import encode_target
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")             # what is opened; others of Pillow's start programs
+Image.init()                      # now: the first threads to open a file would meet a half-filled table of formats
 
 
 def is_validation(name, fraction):
