@@ -1,0 +1,17 @@
+"""Every device alike: the right strategy, Keras on several machines, a check, and `python -m tfopt.distribute`."""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from ._strategy import strategy
+
+__all__ = ["strategy"]
+
+_FILE = {"strategy": "_strategy"}
+
+
+def __getattr__(name):                                     # the launcher must not load TensorFlow
+    if name in _FILE:
+        return getattr(importlib.import_module(f"{__name__}.{_FILE[name]}"), name)
+    raise AttributeError(f"tfopt.distribute has {', '.join(__all__)}. Received: {name!r}. Choose one of them.")
