@@ -17,7 +17,10 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     serialization_lib.SafeModeScope               3.15            lets the Lambdas of a live layer be made again
     Trainer._compile_loss, _compile_metrics       3.15            what `compile` made of loss and metrics, or None
     Trainer._loss_tracker                         3.15            the mean behind the log "loss"
+    Trainer._compile_config                       3.15            what the user gave to `compile`
     Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
+    TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of several replicas
+    reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
     keras.src.backend.common.global_state         3.15            holds the generator behind seed=None
     tensorflow.python.eager.context               TF 2.21         holds the counter that seeds eager operations
     tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
@@ -48,6 +51,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras.src.backend.common import global_state  # noqa: E402
+from keras.src.backend.tensorflow import trainer as tf_trainer  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
 from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
@@ -59,10 +63,10 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15),
         "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "forget_compiled", "fresh_inputs",
-           "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "parts_of", "producer", "remade",
-           "replay", "same_randomness", "schedule_of", "serializable", "set_mask", "task_loss", "tf", "uses",
-           "uses_for", "with_functions"]
+__all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "compile_arguments", "forget_compiled",
+           "fresh_inputs", "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "mend_workers",
+           "parts_of", "producer", "remade", "replay", "same_randomness", "schedule_of", "seeded", "serializable",
+           "set_mask", "task_loss", "tf", "uses", "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -91,6 +95,11 @@ def fresh_operation(op):
 def task_loss(model, y, y_pred, sample_weight):
     """The compiled loss alone, without penalties, divided by the number of replicas; None if there is none."""
     return None if model._compile_loss is None else model._compile_loss(y, y_pred, sample_weight)
+
+
+def compile_arguments(model):
+    """What the user gave to `compile`, by name; `optimizer` may still be a word."""
+    return dict(model._compile_config.config)
 
 
 def loss_tracker(model):
@@ -224,6 +233,35 @@ def schedule_of(optimizer):
     return None if isinstance(rate, keras.Variable) else rate
 
 
+@functools.cache
+def mend_workers():
+    """Lets models train under a strategy of several workers, see Keras' issue 20585. No other strategy is touched.
+
+    Keras builds a model from the first batch as the replicas hold it; any one replica's part tells the shapes. And it
+    takes the mean over the first axis of what the replicas return, which are scalars.
+    """
+    build, reduce = tf_trainer.TensorFlowTrainer._maybe_symbolic_build, tf_trainer.reduce_per_replica
+
+    def over_workers(strategy):
+        return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+    def build_locally(self, iterator=None, data_batch=None):
+        if iterator is not None and over_workers(self.distribute_strategy):
+            _, _, batches = next(iter(iterator))
+            first, iterator = next(batches), None
+            data_batch = keras.tree.map_structure(
+                lambda value: self.distribute_strategy.experimental_local_results(value)[0], first)
+        return build(self, iterator, data_batch)
+
+    def reduce_scalars(values, strategy, reduction):
+        if over_workers(strategy) and reduction in ("auto", "mean"):
+            return keras.tree.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+        return reduce(values, strategy, reduction)
+
+    tf_trainer.TensorFlowTrainer._maybe_symbolic_build = build_locally
+    tf_trainer.reduce_per_replica = reduce_scalars
+
+
 @contextlib.contextmanager
 def same_randomness():
     """On leaving, the random states of Python, NumPy, TensorFlow and Keras are what they were on entering.
@@ -250,6 +288,20 @@ def same_randomness():
         stateful_random_ops.global_generator = tf_generator
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """`same_randomness`, and inside of it everything starts from `seed`."""
+    eager, name = eager_context.context(), "global_random_seed"
+    kept, keras_seed = (eager._seed, getattr(eager, "_rng", None)), global_state.get_global_attribute(name)
+    with same_randomness():
+        keras.utils.set_random_seed(seed)
+        try:
+            yield
+        finally:
+            eager._seed, eager._rng = kept
+            global_state.set_global_attribute(name, keras_seed)
 
 
 class ModelWithOwnLosses(keras.Model):

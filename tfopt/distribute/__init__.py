@@ -4,11 +4,11 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from ._strategy import strategy
+    from ._strategy import precision, strategy
 
-__all__ = ["strategy"]
+__all__ = ["precision", "strategy"]
 
-_FILE = {"strategy": "_strategy"}
+_FILE = {"precision": "_strategy", "strategy": "_strategy"}
 
 
 def __getattr__(name):                                     # the launcher must not load TensorFlow

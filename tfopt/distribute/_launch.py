@@ -8,12 +8,12 @@ Loads no TensorFlow: this process only watches.
 """
 
 import argparse
-import collections
 import contextlib
 import json
 import os
 import queue
 import random
+import re
 import shlex
 import signal
 import socket
@@ -22,6 +22,7 @@ import sys
 import threading
 
 SEARCH_GRACE = 60                                          # seconds for the workers of a search whose chief has ended
+ERROR = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b")     # the last line of a traceback, or its first if more
 LOOPBACK = "127.0.0.1"
 PORTS = 20_000, 32_000                                     # below those that systems hand out by themselves
 
@@ -166,7 +167,7 @@ class _Process:
     """One process whose lines come out with its name in front."""
 
     def __init__(self, name, command, environment, ended):
-        self.name, self.last = name, collections.deque(maxlen=1)
+        self.name, self.error = name, None
         own = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
         self.popen = subprocess.Popen(
             command, env={**own, "PYTHONUNBUFFERED": "1", **environment}, stdin=subprocess.DEVNULL,
@@ -179,8 +180,8 @@ class _Process:
 
     def _pass_on(self, source, target):
         for line in source:
-            if target is sys.stderr and line.strip():
-                self.last.append(line.strip())
+            if target is sys.stderr and ERROR.match(line):
+                self.error = line.strip()
             _write(target, f"[{self.name}] {line.rstrip()}\n")
 
     def _watch(self, ended):
@@ -198,7 +199,7 @@ class _Process:
     def __str__(self):
         if self.popen.returncode < 0:
             return f"{self.name} was ended by {signal.Signals(-self.popen.returncode).name}"
-        told = f", {self.last[0]}" if self.last and self.code else ""
+        told = f": {self.error}" if self.error else ""
         return f"{self.name} ended with exit code {self.code}{told}".rstrip(".")
 
     def kill(self):

@@ -1,0 +1,153 @@
+"""Which tf.distribute strategy this process has, and in which precision it computes."""
+
+import json
+import os
+import sys
+
+from .._check import require
+from .._keras import keras, tf
+from ._workers import mend
+
+__all__ = ["precision", "strategy"]
+
+KINDS = ("auto", "tpu", "multi_worker", "mirrored", "one")
+REFUSED = {
+    "central_storage": "its metrics are wrong in Keras 3",
+    "parameter_server": "Keras 3 has no support for it",
+}
+POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+_made = {}                                                 # {kind: strategy} of this process, at most one
+
+
+def strategy(kind="auto"):
+    """The strategy that fits the devices of this process, and one line on standard error that says which and why.
+
+        auto = tpu, where there is one; else multi_worker, where TF_CONFIG names the workers; else mirrored, over
+               several GPUs (or several logical CPUs); else one
+
+    Make the model and compile it inside `with distribute.strategy().scope():`; the call itself enters no scope. The
+    batch size is that of all replicas together. Several workers are also mended, see the card; they need the call
+    before TensorFlow computes anything, and the same `keras.utils.set_random_seed(...)` in each.
+
+    Args:
+      kind: "auto"; "tpu"; "multi_worker" (the machines in TF_CONFIG); "mirrored" (all devices of this machine); "one"
+        (plain Keras).
+
+    Returns:
+      A tf.distribute.Strategy; a second call returns the first one's.
+
+    Raises:
+      ValueError: an unknown kind, or one that does not work with Keras 3; the devices are not there; TF_CONFIG is not a
+        list of workers; the call stands inside a scope.
+      RuntimeError: this process already has another strategy, or computed something before the workers were joined.
+
+    Example:
+      >>> one = strategy("one")
+      >>> with one.scope():
+      ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      >>> one.num_replicas_in_sync
+      1
+    """
+    require(kind not in REFUSED, f"distribute.strategy does not offer it, because {REFUSED.get(kind)}", kind=kind,
+            do='Use "mirrored" or "multi_worker".')
+    require(kind in KINDS, f"`kind` must be one of {', '.join(KINDS)}", kind=kind)
+    require(not tf.distribute.has_strategy(), "distribute.strategy must be called outside of every scope",
+            inside=type(tf.distribute.get_strategy()).__name__)
+    if kind == "auto":
+        kind = next(iter(_made), None) or _best()
+    if kind == "one":
+        made, why = tf.distribute.get_strategy(), "plain Keras on one device"
+    else:
+        require(not _made or kind in _made, "a process can have one strategy over several devices: TensorFlow's "
+                "collective operations keep the group they began with", first=next(iter(_made), None), second=kind,
+                do="Use a process for each.", error=RuntimeError)
+        if kind not in _made:
+            _made[kind] = _MAKERS[kind]()
+        made = _made[kind]
+        why = _WHY[kind].format(replicas=made.num_replicas_in_sync)
+    sys.stderr.write(f"distribute.strategy: {kind}, {why}.\n")
+    return made
+
+
+def _best():
+    if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    if "TF_CONFIG" in os.environ:
+        return "multi_worker"
+    return "mirrored" if len(_devices()) > 1 else "one"
+
+
+def _devices():
+    """Names of the GPUs of this machine, else of its CPUs, of which there are several only if someone split them."""
+    return [device.name for device in
+            tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+
+
+def _tpu():
+    place = os.environ.get("TPU_NAME", "local")
+    try:
+        return tf.distribute.TPUStrategy(tf.distribute.cluster_resolver.TPUClusterResolver.connect(place))
+    except (ValueError, tf.errors.OpError) as error:
+        raise ValueError(f"No TPU answers. Received: TPU_NAME={place!r}, {error}. Set TPU_NAME, or install "
+                         "tensorflow-tpu on a machine that has one.") from error
+
+
+def _multi_worker():
+    _require_cluster(os.environ.get("TF_CONFIG"))
+    try:
+        made = tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:                          # "... must be configured at program startup"
+        raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
+                           f"{error}. Move the call to the top of the script.") from error
+    mend(made)
+    return made
+
+
+def _require_cluster(text):
+    remedy = "Start the script with `python -m tfopt.distribute --workers N script.py`, or see --hosts."
+    try:
+        found = json.loads(text or "")
+        workers, task = found["cluster"]["worker"], found["task"]
+        fits = (set(found["cluster"]) == {"worker"} and task["type"] == "worker" and 0 <= task["index"] < len(workers))
+    except (ValueError, TypeError, KeyError):
+        fits = False
+    require(fits, "TF_CONFIG must list the workers, all of type worker, and which of them this process is",
+            TF_CONFIG=text, do=remedy)
+
+
+_MAKERS = {"tpu": _tpu, "multi_worker": _multi_worker,
+           "mirrored": lambda: tf.distribute.MirroredStrategy(_devices())}
+_WHY = {"tpu": "{replicas} TPU cores", "multi_worker": "{replicas} replicas on the workers that TF_CONFIG names",
+        "mirrored": "{replicas} devices of this machine"}
+
+
+def precision(kind="auto"):
+    """The name of the dtype policy that suits the devices: hand it to `keras.config.set_dtype_policy`.
+
+        mixed_bfloat16 on TPUs and on GPUs of compute capability >= 8; mixed_float16 on GPUs from 7 on; else float32
+
+    The worst of several GPUs decides. On a CPU half precision saves memory and costs time. Nothing is set, and no device
+    is started, so it can stand before `strategy`.
+
+    Args:
+      kind: "auto", or the name of one of the three, which is returned as it is.
+
+    Returns:
+      "float32", "mixed_bfloat16" or "mixed_float16". `compile` adds the loss scaling that mixed_float16 needs.
+
+    Raises:
+      ValueError: another name.
+
+    Example:
+      >>> precision("mixed_bfloat16")
+      'mixed_bfloat16'
+    """
+    require(kind in POLICIES, f"`kind` must be one of {', '.join(POLICIES)}", kind=kind)
+    if kind != "auto":
+        return kind
+    if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
+        return "mixed_bfloat16"
+    gpus = tf.config.list_physical_devices("GPU")
+    details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
+    able = min((one.get("compute_capability", (0, 0))[0] for one in details), default=0)
+    return "mixed_bfloat16" if able >= 8 else "mixed_float16" if able == 7 else "float32"

@@ -1,0 +1,39 @@
+"""Does Keras train under a strategy of several workers, and the correction where it does not."""
+
+import numpy as np
+
+from .._check import require
+from .._keras import keras, mend_workers, same_randomness
+
+
+def mend(strategy):
+    """Corrects Keras for `strategy` if a probe shows that it needs it, and probes again.
+
+    Keras 3.15 fails here (its issue 20585); a version that does not is left as it is.
+    """
+    if strategy.num_replicas_in_sync == 1 or fault(strategy) is None:
+        return
+    mend_workers()
+    found = fault(strategy)
+    require(found is None, "tfopt cannot correct this version of Keras for several workers",
+            keras=keras.__version__, fault=found, do="Train on one machine.", error=RuntimeError)
+
+
+def fault(strategy):
+    """What goes wrong in one step of a known result, or None.
+
+        loss = mean(x^2) at w = 1,   w - rate * dloss/dw = 1 - 0.1 * 2 * mean(x^2)
+    """
+    size = 2 * strategy.num_replicas_in_sync
+    x = np.linspace(0, 1, size, dtype="float32")[:, None]
+    try:
+        with same_randomness():
+            with strategy.scope():
+                kernel = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="probe_kernel")
+                model = keras.Sequential([keras.Input((1,), name="probe_input"), kernel], name="probe")
+                model.compile(keras.optimizers.SGD(0.1, name="probe_rate"), "mse")
+            loss = model.fit(x, 0 * x, batch_size=size, verbose=0).history["loss"][0]
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    seen, expected = (loss, kernel.kernel.numpy().item()), (np.mean(x ** 2), 1 - 0.2 * np.mean(x ** 2))
+    return None if np.allclose(seen, expected) else f"loss and weight are {seen} instead of {expected}"
