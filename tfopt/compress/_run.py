@@ -1,0 +1,327 @@
+"""Up the ladder: each step as strong as the accuracy allows."""
+
+import logging
+import pathlib
+import time
+
+import numpy as np
+import pandas as pd
+
+from .. import _models, cluster, prune, quantize, report
+from .._check import require, require_number
+from .._keras import keras, seeded, tf
+from ..data import arrays as batches_of
+from . import _steps
+from ._record import Record, fingerprint
+
+STEPS = ("distill", *_steps.STRENGTHS)
+BATCH = 32
+RUNS = 30                                                  # timed calls of each candidate
+_log = logging.getLogger("tfopt.compress")
+
+
+# The formula
+
+
+def bisect(count, passes):
+    """The largest index below `count` that passes, or -1: if i passes, so do those below it.
+
+    Example:
+      >>> tried = []
+      >>> bisect(7, lambda i: tried.append(i) or i <= 4), tried
+      (4, [3, 5, 4])
+    """
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return low
+
+
+# The object
+
+
+class Result:
+    """What `run` found. Made by `run`.
+
+    Attributes:
+      table: `report` table of the original, the model after each step that was kept, and the LiteRT files, on the data
+        that nothing was chosen by; `table.plot(path)` draws the Pareto picture.
+      tried: pandas DataFrame, one row a candidate, on the validation data that chose among them: `step`, `strength`,
+        `kept`, `accuracy` with its interval `low`, `high`, `drop` and the `allowed` one, `sparsity` (share of zeros in
+        the kernels), `values` (most different values in a kernel), `bytes`, `gzip`, `macs`, `latency_ms`, `epochs`
+        (trained since the original), `seconds`, `why` (of a step that could not be taken).
+      best: the last Keras model that was kept, plain and not compiled.
+      lite: the LiteRT file made of it, a `quantize.LiteModel`; None if no form of it was good enough.
+
+    Args:
+      table, tried, best, lite: see above.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+      >>> Result(report.compare({"original": model}, runs=1), pd.DataFrame(), model, None)
+      <Result original -> original: 40 to 40 bytes>
+    """
+
+    def __init__(self, table, tried, best, lite):
+        self.table, self.tried, self.best, self.lite = table, tried, best, lite
+
+    def __repr__(self):
+        first, last = self.table.rows[0], self.table.rows[-1]
+        return f"<Result {first.name} -> {last.name}: {first.bytes:,} to {last.bytes:,} bytes>"
+
+    def save(self, folder):
+        """Writes best.keras, best.tflite (if there is one), table.md, table.csv, tried.csv and pareto.png.
+
+        Args:
+          folder: where to; made if it is not there.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.best.save(folder / "best.keras")
+        if self.lite is not None:
+            self.lite.save(folder / "best.tflite")
+        (folder / "table.md").write_text(self.table.markdown() + "\n")
+        self.table.frame.to_csv(folder / "table.csv")
+        self.tried.to_csv(folder / "tried.csv", index=False)
+        self.table.plot(folder / "pareto.png")
+
+
+# The helper
+
+
+def run(model, train, val, *, test=None, max_drop=0.005, steps=STEPS, epochs=3, directory=None, seed=0):
+    """Makes a trained classifier smaller, step by step, as far as its accuracy allows.
+
+        drop = accuracy of the original - accuracy of the candidate, on `val`;    step i of n may use max_drop * i / n
+
+    Each step tries a few strengths by bisection, every candidate trained anew from the last kept model, and keeps the
+    strongest whose drop is allowed; if none is, the step is left out. Training uses what `model` was compiled with, a
+    fresh optimizer, and a rate that falls along a cosine from 1/3 (shrink, prune) or 1/10 (cluster, quantize) of the
+    highest the user's optimizer has. Zeros and shared values must survive every later step: that is checked, in the
+    file too. The numbers in the result's table are from `test`, which nothing was trained on or chosen by.
+
+        "distill"    the original teaches all candidates (`distill.Logits`, half the loss)
+        "shrink"     share of the channels that stay: 0.875 ... 0.125
+        "prune"      share of zeros: 0.4 ... 0.95, reached at half of the training
+        "cluster"    values in a kernel: 128 ... 8; zeros stay
+        "quantize"   the first of "int8" after training, "int8 trained" (zeros and shared values stay), "int16x8" and
+                     "float16" that is good enough
+
+    Pruning and clustering leave out the smallest kernels, together 2% of the weights.
+
+    Args:
+      model: built, compiled and trained Functional or Sequential Keras 3 model with one output. It is only read.
+      train: (x, y) arrays, trained on in batches of 32 in a fixed order; or a tf.data.Dataset of batches of known
+        number, e.g. of `data.arrays(x, y, 128)`.
+      val: (x, y) arrays or a finite tf.data.Dataset, which chooses; it must fit in memory. Drops smaller than one over
+        its number of examples cannot be seen.
+      test: the same, for the final table. None takes a random half of `val` away for it.
+      max_drop: accuracy that may be lost, as a share: 0 <= max_drop < 1.
+      steps: names of the above in this order; or {name: strengths, from the weakest to the strongest}.
+      epochs: of each candidate's training, >= 1.
+      directory: where candidates are kept, as numbers and JSON. The same call with the same directory goes on where
+        the last was stopped. None keeps nothing.
+      seed: of the split, the order of arrays and dropout; the global random states are not changed.
+
+    Returns:
+      A `Result`.
+
+    Raises:
+      ValueError: the model is not as above or not compiled, the data do not fit it or are no classes, a number is
+        out of range, or `directory` holds another run.
+      TypeError: not a Keras 3 model.
+      FloatingPointError: the loss of a candidate is not finite.
+
+    Example:
+      >>> x = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
+      >>> y = (x[:, 0] > 0).astype("int32")
+      >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(2)])
+      >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+      >>> result = run(model, (x, y), (x, y), steps={"prune": (0.5,)}, max_drop=0.5, epochs=1)
+      >>> [row.name for row in result.table.rows]
+      ['original', 'prune 0.5']
+
+    Reference:
+      Han, Mao and Dally, Deep compression, 2015, https://arxiv.org/abs/1510.00149
+    """
+    graph = _models.require_graph(model, "compress.run")
+    require(len(graph.outputs) == 1, "compress.run needs a model with one output", outputs=len(graph.outputs))
+    require(model.compiled and model.loss is not None, "compress.run needs a model that was compiled with a loss",
+            model=model.name, do="Call model.compile(optimizer, loss): the candidates are trained with it.")
+    require_number("max_drop", max_drop, low=0, below=1)
+    require_number("epochs", epochs, low=1, integer=True)
+    require_number("seed", seed, low=0, integer=True)
+    ladder = _strengths(steps)
+    with seeded(seed):
+        val = _gathered(val, "val")
+        val, test = _halves(val, seed) if test is None else (val, _gathered(test, "test"))
+        data = _training_data(train, seed)
+        training = _steps.Training(model, data, int(epochs), "distill" in ladder)
+        settings = {"weights": fingerprint(model.get_weights()), "val": fingerprint(keras.tree.flatten(val)),
+                    "train": (fingerprint(keras.tree.flatten(train)) if isinstance(train, tuple | list)
+                              else [str(train.element_spec), training.steps]),
+                    "optimizer": f"{type(training.optimizer).__name__}, peak {training.peak:g}", "epochs": int(epochs),
+                    "seed": int(seed), "distill": "distill" in ladder}
+        climb = _Climb(model, training, val, Record(directory, settings), seed)
+        work = [(step, strengths) for step, strengths in ladder.items() if step != "distill"]
+        for number, (step, strengths) in enumerate(work, 1):
+            climb.take(step, strengths, max_drop * number / len(work))
+        if "quantize" in ladder:
+            climb.shown["original, int8"] = quantize.convert(model, "int8", calibration=training.sample)
+            climb.shown |= {} if climb.lite is None else {climb.lite_name: climb.lite}
+        table = report.compare(climb.shown, test, title=f"{model.name}, at most {100 * max_drop:g} points lost")
+    return Result(table, pd.DataFrame(climb.rows), climb.best, climb.lite)
+
+
+class _Climb:
+    """Where on the ladder one is.
+
+    Attributes:
+      best, lite: the last kept model and file.
+      shown: {name: model} of the original and all that was kept.
+      rows: of `Result.tried`.
+    """
+
+    def __init__(self, model, training, val, record, seed):
+        self.training, self.val, self.record, self.seed = training, val, record, seed
+        self.best, self.lite, self.lite_name, self.shown = model, None, None, {"original": model}
+        self.name, self.epochs, self.zeros, self.values = "original", 0, [], []
+        row = report.measure(model, val, runs=RUNS)
+        require(row.accuracy is not None, "compress.run needs labels that are classes", labels=str(val[1].dtype),
+                do="Use shrink, prune, cluster and quantize by themselves for other tasks.")
+        self.accuracy = row.accuracy
+        self.rows = [{**self._facts(model, row), "step": "original", "strength": None, "kept": True, "epochs": 0}]
+
+    def take(self, step, strengths, allowed):
+        """Tries a step, and moves on to the strongest candidate whose drop is allowed."""
+        found = {}
+
+        def passes(index):
+            row, model = self._try(step, strengths[index], allowed)
+            self.rows.append({**row, "allowed": allowed, "kept": False})
+            if model is not None:
+                found[index] = model, self.rows[-1]
+            return model is not None or (step == "cluster" and bool(row["why"]))     # too few weights for so many
+
+        if step == "quantize":                             # only one of its forms costs any training
+            any(passes(index) for index in reversed(range(len(strengths))))
+        else:
+            bisect(len(strengths), passes)
+        if found:
+            chosen = max(found)
+            self._keep(step, strengths[chosen], *found[chosen])
+
+    def _keep(self, step, strength, model, row):
+        row["kept"], name = True, _label(step, strength)
+        if step == "quantize":
+            self.lite, self.lite_name = model, name
+            return
+        if step == "prune":
+            self.zeros = _steps.large(prune.plan(self.best))
+        if step == "cluster":
+            self.values = _steps.large(cluster.plan(self.best, strength, preserve_sparsity=bool(self.zeros)))
+        self.best, self.name, self.epochs = model, f"{self.name} > {name}", row["epochs"]
+        self.shown[name] = model
+
+    def _try(self, step, strength, allowed):
+        """(row, model), or (row, None) if the candidate is not good enough or cannot be made."""
+        name = f"{self.name} > {_label(step, strength)}"
+        row = self.record.rows.get(name)
+        if row is not None:
+            good = row["drop"] is not None and row["drop"] <= allowed + 1e-9
+            model = self._restore(step, strength, name) if good else None
+            if model is not None or not good:
+                return row, model
+        start = time.perf_counter()
+        model, why = self._made(step, strength)
+        row = {"name": name, "step": step, "strength": strength, "why": why, "drop": None}
+        if model is not None:
+            _steps.require_kept(step, self.best, model, self.zeros, self.values)
+            epochs = self.epochs + self.training.epochs * (step != "quantize" or strength == "int8 trained")
+            row |= self._facts(model, report.measure(model, self.val, runs=RUNS)) | {"epochs": epochs}
+        row["seconds"] = round(time.perf_counter() - start, 1)
+        good = model is not None and row["drop"] <= allowed + 1e-9
+        self.record.keep(row, model if good else None)
+        _log.info("%s: %s", name, why or f"drop {100 * row['drop']:.2f} points of {100 * allowed:.2f}, "
+                                         f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
+        return row, model if good else None
+
+    def _made(self, step, strength):
+        """(candidate, ""), or (None, why the step refused)."""
+        both = {(True, True): "both", (True, False): "sparsity", (False, True): "clusters", (False, False): None}
+        make = {"shrink": _steps.shrunk, "prune": _steps.pruned,
+                "cluster": lambda *given: _steps.clustered(*given, zeros=bool(self.zeros)),
+                "quantize": lambda *given: _steps.quantized(*given, both[bool(self.zeros), bool(self.values)])}
+        with seeded(self.seed):
+            try:
+                return make[step](self.best, strength, self.training), ""
+            except ValueError as error:
+                return None, str(error)
+
+    def _restore(self, step, strength, name):
+        if step == "quantize":
+            return self.record.restore(name)
+        return self.record.restore(name, lambda: _steps.structure(step, strength, self.best))
+
+    def _facts(self, model, row):
+        if isinstance(model, quantize.LiteModel):
+            kernels = list(model.kernels.values())
+        else:
+            kernels = [np.asarray(w) for w in model.weights if len(w.shape) > 1]
+        size = sum(kernel.size for kernel in kernels)
+        return {"accuracy": row.accuracy, "low": row.low, "high": row.high, "drop": self.accuracy - row.accuracy,
+                "sparsity": sum(int((kernel == 0).sum()) for kernel in kernels) / max(size, 1),
+                "values": max((len(np.unique(kernel)) for kernel in kernels), default=0),
+                "bytes": row.bytes, "gzip": row.gzip, "macs": row.macs, "latency_ms": row.latency_ms}
+
+
+def _label(step, strength):
+    return {"cluster": f"{strength} values", "quantize": strength}.get(step, f"{step} {strength}")
+
+
+def _strengths(steps):
+    """{step: strengths} of whatever `steps` may be."""
+    ladder = dict(steps) if isinstance(steps, dict) else {step: _steps.STRENGTHS.get(step, ()) for step in steps}
+    known = [step for step in STEPS if step in ladder]
+    require(list(ladder) == known and len(ladder) == len(list(steps)) and set(known) - {"distill"},
+            f"`steps` must be some of {', '.join(STEPS)}, in this order, and not distill alone", steps=list(steps))
+    empty = [step for step, strengths in ladder.items() if step != "distill" and not len(strengths)]
+    require(not empty, "each of the `steps` needs strengths to try", without=empty,
+            do='Pass e.g. {"prune": (0.5, 0.8), "quantize": ("int8",)}.')
+    forms = [form for form in ladder.get("quantize", ()) if form not in _steps.STRENGTHS["quantize"]]
+    require(not forms, f"the forms of quantize are {', '.join(_steps.STRENGTHS['quantize'])}", unknown=forms)
+    return ladder
+
+
+def _gathered(data, name):
+    """(x, y) arrays of arrays or a Dataset."""
+    if isinstance(data, tf.data.Dataset):
+        require(isinstance(data.element_spec, tuple) and len(data.element_spec) == 2
+                and data.cardinality() != tf.data.INFINITE_CARDINALITY,
+                f"compress.run: `{name}` must yield (x, y) and end", element_spec=data.element_spec)
+        parts = list(data.as_numpy_iterator())
+        require(parts, f"compress.run: `{name}` must not be empty", batches=0)
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    require(isinstance(data, tuple | list) and len(data) == 2,
+            f"compress.run: `{name}` must be (x, y) arrays or a tf.data.Dataset", **{name: type(data).__name__})
+    return keras.tree.map_structure(np.asarray, tuple(data))
+
+
+def _halves(data, seed):
+    count = len(data[1])
+    require(count >= 2, "compress.run without `test` takes half of `val`, which needs two examples", val=count)
+    order = np.random.default_rng(seed).permutation(count)
+    return [keras.tree.map_structure(lambda array, rows=rows: array[rows], data)
+            for rows in (order[: count // 2], order[count // 2:])]
+
+
+def _training_data(train, seed):
+    """`() -> tf.data.Dataset`."""
+    if isinstance(train, tf.data.Dataset):
+        require(int(train.cardinality()) > 0 and isinstance(train.element_spec, tuple),
+                "compress.run needs a known number of batches (x, y) in `train`", cardinality=int(train.cardinality()),
+                do="Use dataset.apply(tf.data.experimental.assert_cardinality(n)).")
+        return lambda: train
+    x, y = _gathered(train, "train")
+    return lambda: batches_of(x, y, BATCH, seed=seed)

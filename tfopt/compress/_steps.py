@@ -1,0 +1,142 @@
+"""The steps of the ladder: each takes a model and a strength, and gives a smaller model that was trained again."""
+
+import numpy as np
+
+from .. import _models, cluster, distill, prune, quantize, schedules, shrink
+from .._check import require
+from .._keras import compile_arguments, keras, schedule_of
+from ..quantize import _file, _match
+
+# From the weakest to the strongest.
+STRENGTHS = {
+    "shrink": (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125),          # share of the channels that stay
+    "prune": (0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.95),                  # share of zeros
+    "cluster": (128, 64, 32, 24, 16, 12, 8),                          # values in a kernel
+    "quantize": ("float16", "int16x8", "int8 trained", "int8"),       # forms of the file
+}
+_RATES = {"shrink": 1 / 3, "prune": 1 / 3, "cluster": 1 / 10, "quantize": 1 / 10}       # of the user's own rate
+_SMALL = 0.02                        # the smallest kernels, together this share of the weights, are not worth a loss
+
+
+class Training:
+    """How every candidate is trained: as the user compiled the model, for some epochs, taught by the original or not.
+
+    Args:
+      model: the compiled original.
+      data: `() -> tf.data.Dataset` of training batches.
+      epochs: of each training.
+      taught: does the original teach?
+    """
+
+    def __init__(self, model, data, epochs, taught):
+        self.data, self.epochs, self.teacher = data, epochs, model if taught else None
+        self.steps = int(data().cardinality()) * epochs
+        self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self.arguments = {name: value for name, value in compile_arguments(model).items() if name != "optimizer"}
+        self.peak = peak(self.optimizer)
+        self.sample = _first_inputs(data(), 256)
+
+    def fit(self, model, rate):
+        """Trains `model` in place; the rate falls along a cosine from `rate` times the user's highest to zero."""
+        schedule = schedules.CosineDecay(self.peak * rate, self.steps)
+        optimizer = type(self.optimizer).from_config({**self.optimizer.get_config(), "learning_rate": schedule})
+        learner = model if self.teacher is None else taught(self.teacher, model)
+        learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
+        loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
+        require(np.isfinite(loss), "the loss must stay finite", loss=loss, error=FloatingPointError)
+
+
+def taught(teacher, student):
+    return distill.Distiller(teacher, student, distill.Logits(temperature=4.0))
+
+
+def peak(optimizer):
+    """The highest learning rate of an optimizer, that of its first million steps if it follows a schedule."""
+    schedule = schedule_of(optimizer)
+    if schedule is None:
+        return float(optimizer.learning_rate)
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return float(schedule())
+    return max(float(schedule(int(step))) for step in (0, *np.unique(np.logspace(0, 6, 150).astype(int))))
+
+
+def large(plan):
+    """Paths of the layers that a `plan` would do, without the smallest."""
+    done = plan[plan["status"] == "done"].sort_values("weights", kind="stable")
+    return list(done["layer"][done["weights"].cumsum() > _SMALL * done["weights"].sum()])
+
+
+def shrunk(model, keep, training):
+    small = shrink.channels(model, keep)
+    training.fit(small, _RATES["shrink"])
+    return small
+
+
+def pruned(model, sparsity, training):
+    every = max(training.steps // 100, 1)
+    wrapped = prune.wrap(model, sparsity, end=max(training.steps // 2 // every, 1) * every, every=every,
+                         where=large(prune.plan(model)))
+    training.fit(wrapped, _RATES["prune"])
+    return prune.strip(wrapped)
+
+
+def clustered(model, clusters, training, zeros):
+    options = {"preserve_sparsity": zeros}
+    wrapped = cluster.wrap(model, clusters, **options, where=large(cluster.plan(model, clusters, **options)))
+    training.fit(wrapped, _RATES["cluster"])
+    return cluster.strip(wrapped)
+
+
+def quantized(model, form, training, preserve):
+    if form != "int8 trained":
+        return quantize.convert(model, form, calibration=training.sample)
+    aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), training.sample)
+    training.fit(aware, _RATES["quantize"])
+    return quantize.convert(aware, calibration=training.sample)
+
+
+def structure(step, strength, model):
+    """A model that has the structure of what a step makes of `model`, for the variables of a saved candidate."""
+    return shrink.channels(model, strength) if step == "shrink" else _models.copy(model)
+
+
+def kernels(model, paths):
+    """{path: kernel} of layers."""
+    found = {path: [np.asarray(w) for w in layer.weights if len(w.shape) > 1]
+             for path, layer in _models.layers(model).items() if path in paths}
+    return {path: max(arrays, key=np.size) for path, arrays in found.items()}
+
+
+def require_kept(step, before, after, zeros, values):
+    """Refuses a candidate that lost zeros of the layers `zeros`, or shared values of the layers `values`."""
+    old = kernels(before, {*zeros, *values})
+    if isinstance(after, quantize.LiteModel):
+        entries = _file.kernels(after.content)
+        stored = {path: _match.find(kernel, entries) for path, kernel in old.items()}
+        pairs = {path: (_match.channels(*entry[::3]), None) for path, entry in stored.items() if entry}
+        lost = {path: "its kernel is not in the file" for path in old if path not in pairs}
+        lost |= {path: "zeros" for path in pairs if path in zeros
+                 and (pairs[path][0] == 0).sum() < (old[path] == 0).sum()}
+        lost |= {path: "shared values" for path in pairs if path in values
+                 and max(len(np.unique(row)) for row in pairs[path][0]) > len(np.unique(old[path]))}
+    else:
+        new = kernels(after, old)
+        lost = {path: "zeros" for path in zeros if (new[path][old[path] == 0] != 0).any()}
+        lost |= {path: "shared values" for path in values if len(np.unique(new[path])) > len(np.unique(old[path]))}
+    require(not lost, f"compress.run: {step} must keep what the steps before it made", lost=lost, error=RuntimeError)
+
+
+def _fresh(value):
+    """`value` with its metrics made anew: they count."""
+    return keras.tree.map_structure(
+        lambda one: type(one).from_config(one.get_config()) if isinstance(one, keras.metrics.Metric) else one, value)
+
+
+def _first_inputs(data, count):
+    parts, seen = [], 0
+    for batch in data:
+        parts.append(keras.tree.map_structure(np.asarray, batch[0]))
+        seen += len(keras.tree.flatten(parts[-1])[0])
+        if seen >= count:
+            break
+    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays)[:count], *parts)

@@ -1,0 +1,48 @@
+"""Which kernel of a LiteRT file is which kernel of the Keras model, found by its values."""
+
+import numpy as np
+
+_ALIKE = 0.98                                              # median cosine of the channels of one kernel, float and int8
+
+
+def find(kernel, entries):
+    """The entry of `_file.kernels` that holds `kernel`, or None.
+
+    A converter may scale each output channel (BatchNormalization folded in, one scale a channel), never mix weights of
+    a channel; so channels are compared by direction.
+
+    Args:
+      kernel: weight of a Dense, convolution, depthwise or transposed convolution layer, as Keras shapes it.
+      entries: as `_file.kernels` lists them.
+
+    Example:
+      >>> kernel = np.array([[1., 2.], [3., 4.], [5., -6.]])
+      >>> stored = ("FULLY_CONNECTED", "a", "b", np.array([[25, 76, 127], [42, 85, -127]], "int8"))
+      >>> find(kernel, [stored]) is stored, find(-kernel[::-1], [stored])
+      (True, None)
+    """
+    kernel = np.asarray(kernel, "float64")
+    best, found = _ALIKE, None
+    for entry in entries:
+        stored = channels(*entry[::3]).astype("float64")
+        for rows in _layouts(kernel):
+            if rows.shape == stored.shape:
+                product = np.linalg.norm(rows, axis=1) * np.linalg.norm(stored, axis=1)
+                cosine = (rows * stored).sum(axis=1)[product > 0] / product[product > 0]
+                alike = float(np.median(np.abs(cosine))) if len(cosine) else 0.
+                if alike > best:
+                    best, found = alike, entry
+    return found
+
+
+def channels(op, values):
+    """A kernel of the file as (output channels, weights of each)."""
+    return values.reshape(-1, values.shape[-1]).T if op == "DEPTHWISE_CONV_2D" else values.reshape(len(values), -1)
+
+
+def _layouts(kernel):
+    """A Keras kernel likewise: of Dense and convolutions, of a depthwise and of a transposed one."""
+    yield np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
+    if kernel.ndim == 4:
+        yield kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).T
+        yield np.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)
