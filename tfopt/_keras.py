@@ -19,7 +19,10 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Trainer._loss_tracker                         3.15            the mean behind the log "loss"
     Trainer._compile_config                       3.15            what the user gave to `compile`
     Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
-    TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of several replicas
+    Optimizer._clip_gradients                     3.15            clips as the optimizer was asked to
+    Optimizer._trainable_variables, _iterations   3.15            what it was built for; how often it was applied
+    Optimizer._get_variable_index                 3.15            the place of a variable among them
+    TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
     reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
     keras.src.backend.common.global_state         3.15            holds the generator behind seed=None
     tensorflow.python.eager.context               TF 2.21         holds the counter that seeds eager operations
@@ -27,6 +30,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
 """
 
+import collections
 import contextlib
 import copy
 import functools
@@ -64,9 +68,9 @@ require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15)
         "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
 __all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "compile_arguments", "forget_compiled",
-           "fresh_inputs", "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of", "mend_workers",
-           "parts_of", "producer", "remade", "replay", "same_randomness", "schedule_of", "seeded", "serializable",
-           "set_mask", "task_loss", "tf", "uses", "uses_for", "with_functions"]
+           "fresh_inputs", "fresh_names", "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of",
+           "mend_workers", "parts_of", "producer", "remade", "replay", "same_randomness", "schedule_of", "seeded",
+           "serializable", "set_mask", "task_loss", "tf", "uses", "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -302,6 +306,18 @@ def seeded(seed):
         finally:
             eager._seed, eager._rng = kept
             global_state.set_global_attribute(name, keras_seed)
+
+
+@contextlib.contextmanager
+def fresh_names():
+    """Inside, layers without a name are counted from the start, as in a new process; outside, nothing has changed."""
+    name = "object_name_uids"
+    counted = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, counted)
 
 
 class ModelWithOwnLosses(keras.Model):

@@ -1,0 +1,146 @@
+"""The picture of a search: what happened, what mattered, which values went together."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .._check import require
+from ._study import costs, front
+
+INK, QUIET, LINE, WARM = "#1f2933", "#7b8794", "#2563a8", "#d9822b"
+
+
+def draw(trials, objectives):
+    """The Figure that `Search.plot` promises."""
+    done = [trial for trial in trials if trial.status in ("completed", "stopped")]
+    require(done, "a picture needs a completed trial", trials=len(trials))
+    name, way = next(iter(objectives.items()))
+    scores = np.array([trial.scores[name] for trial in done])
+    values = tunable(done)
+    several = len(objectives) > 1
+    figure = Figure(figsize=(11, 7.6), layout="constrained")
+    top = figure.subfigures(2, 1, height_ratios=[1, 1.05])
+    panels = top[0].subplots(1, 3 if several else 2)
+    history(panels[0], done, scores, name, way)
+    bars(panels[1], importance(values, scores), name)
+    if several:
+        pareto(panels[2], done, objectives)
+    for panel in panels:
+        plain(panel)
+    parallel(top[1].subplots(), values, scores, name, way)
+    return figure
+
+
+def tunable(trials):
+    """Table of the values that differ between the trials."""
+    values = pd.DataFrame([trial.values for trial in trials])
+    values = values[[column for column in values if not column.startswith("tuner/") or column == "tuner/epochs"]]
+    return values[[column for column in values if values[column].nunique(dropna=False) > 1]]
+
+
+def importance(values, scores):
+    """{parameter: share of the variance of the scores that the means of its classes explain}, the largest first.
+
+        1 - (1 - eta^2) (n - 1) / (n - k),   eta^2 = sum_k n_k (mean_k - mean)^2 / sum (score - mean)^2
+
+    Example:
+      >>> importance(pd.DataFrame({"a": [1, 1, 2, 2], "b": [1, 2, 1, 2]}), np.array([0., 0., 1., 1.]))
+      {'a': 1.0, 'b': 0.0}
+    """
+    total, found = ((scores - scores.mean()) ** 2).sum(), {}
+    for column in values:
+        classes = classes_of(values[column])
+        means = pd.Series(scores).groupby(classes).transform("mean").to_numpy()
+        left = ((scores - means) ** 2).sum() / total if total else 1.
+        spare = len(scores) - len(set(classes))
+        found[column] = float(max(0., 1 - left * (len(scores) - 1) / spare)) if spare > 0 else 0.
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def classes_of(column):
+    """Up to four classes of equal size for numbers of many values, one for each value otherwise; -1 is "not there"."""
+    if pd.api.types.is_numeric_dtype(column) and column.nunique() > 4:
+        return pd.qcut(column, 4, labels=False, duplicates="drop").fillna(-1).astype(int).to_numpy()
+    return column.astype("category").cat.codes.to_numpy()
+
+
+def history(axes, trials, scores, name, way):
+    numbers = [trial.number for trial in trials]
+    best = np.maximum.accumulate(scores) if way == "max" else np.minimum.accumulate(scores)
+    axes.scatter(numbers, scores, s=22, color=QUIET, label="trial", zorder=2)
+    axes.step(numbers, best, where="post", color=LINE, lw=1.8, label="best so far", zorder=3)
+    axes.set_title("history", loc="left", color=INK, fontsize=11)
+    axes.set_xlabel("trial")
+    axes.set_ylabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def bars(axes, shares, name):
+    shares = dict(list(shares.items())[:10])
+    axes.barh(list(shares), list(shares.values()), color=LINE, height=.6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title("importance", loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(f"share of the variance of {name}")
+
+
+def pareto(axes, trials, objectives):
+    """The first two objectives; the front is that of all of them."""
+    (first, _), (second, _) = list(objectives.items())[:2]
+    best = sorted(front(trials, objectives), key=lambda trial: costs(trial, objectives)[1])
+    axes.scatter([t.scores[second] for t in trials], [t.scores[first] for t in trials], s=22, color=QUIET)
+    axes.plot([t.scores[second] for t in best], [t.scores[first] for t in best], "o-", color=LINE, ms=5, lw=1.4)
+    axes.set_title("Pareto front", loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(second)
+    axes.set_ylabel(first)
+
+
+def parallel(axes, values, scores, name, way):
+    """One line for each trial through its values; the best ones on top and in colour."""
+    columns = [*values.columns, name]
+    table = values.assign(**{name: scores})
+    heights = np.column_stack([place_of(axes, at, table[column]) for at, column in enumerate(columns)])
+    rank = pd.Series(scores if way == "max" else -scores).rank(pct=True).to_numpy()
+    order = np.argsort(rank)
+    lines = LineCollection([np.column_stack([range(len(columns)), heights[i]]) for i in order], linewidths=1.4,
+                           colors=[WARM if rank[i] > 0.9 else LINE for i in order],
+                           alpha=[0.95 if rank[i] > 0.9 else 0.12 + 0.3 * rank[i] for i in order])
+    axes.add_collection(lines)
+    axes.vlines(range(len(columns)), 0, 1, color=QUIET, lw=.8)
+    axes.set_xlim(-.3, len(columns) - .3)
+    axes.set_ylim(-.12, 1.06)
+    axes.set_xticks(range(len(columns)), columns, fontsize=9)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_title("values of each trial (the best tenth in orange)", loc="left", color=INK, fontsize=11)
+
+
+def place_of(axes, at, column):
+    """Heights in 0..1 of a column, with a few of its values written beside its axis."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        numbers = column.to_numpy(float)
+        known = numbers[np.isfinite(numbers)]
+        scale = np.log if known.min() > 0 and known.max() / known.min() > 30 else np.asarray
+        low, high = scale(known.min()), scale(known.max())
+        heights = (scale(np.where(np.isfinite(numbers), numbers, known.min())) - low) / (high - low or 1)
+        marks = {0.: f"{known.min():.4g}", 1.: f"{known.max():.4g}"}
+    else:
+        names = sorted(column.dropna().astype(str).unique())
+        places = {name: i / max(len(names) - 1, 1) for i, name in enumerate(names)}
+        heights = column.astype(str).map(places).to_numpy(float)
+        numbers, marks = heights, {place: name for name, place in places.items()}
+    for height, text in marks.items():
+        axes.text(at + .02, height, text, fontsize=7.5, color=INK, va="center")
+    return np.where(np.isfinite(numbers), heights, -.1)                # below the axis: this trial has no such value
+
+
+def plain(axes):
+    axes.grid(color="#e4e7eb", lw=.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(colors=QUIET, labelsize=8)

@@ -1,0 +1,381 @@
+"""What the user calls."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pandas as pd
+
+from .._check import require, require_number
+from .._keras import fresh_names, keras, seeded, tf
+from . import _oracles, _pictures, _service, _trial
+from ._record import read
+from ._study import Study, front, ranked, trials_of
+
+ISOLATED = "TFOPT_TUNE_ISOLATED"
+LESS = ("loss", "error", "mse", "mae", "rmse", "mape", "entropy", "divergence", "perplexity", "deviance")
+MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "similarity")
+
+
+class Search:
+    """A search over what `build(hp)` makes, that survives being killed and reports what it can hand out.
+
+    Each trial is one line in `directory/record.jsonl` when it starts and one when it ends, checksummed and forced to
+    the disk. A search that was killed is started again with the same call: ended trials are known, the algorithm is
+    where it was, and the interrupted trial goes on from its last epoch (`callbacks.Resume`). Trial n trains with a seed
+    that is a hash of (seed, n), so the resumed study has the trials and scores of one that was never interrupted.
+
+    Rules: the score of a trial is that of its best epoch, whose weights are kept. A score that is not finite fails the
+    trial. Limits are checked before training, and a rejected model does not count. With `folds` the score is the mean
+    over the folds; a trial that in two folds or more is worse than the best trial in its worst fold is stopped.
+
+    `build` may choose `batch_size` and `epochs` through `hp` (parameters of these names are what `run` trains with),
+    and `train` may be a function of `hp` (augmentation). `hp.steps()` are the optimizer steps of the trial.
+
+    Args:
+      build: `hp -> compiled model`, `hp` a keras_tuner.HyperParameters; or a keras_tuner.HyperModel.
+      objective: name in the logs of training (`"val_accuracy"`), or `(name, "min" or "max")`; or one of what is
+        measured: "params", "macs", "bytes", "gzip", "latency_ms". A list of them asks for a Pareto front; then the
+        first one that training reports chooses the epoch.
+      algorithm: "tpe" (Optuna), "random", "grid", "bayesian" or "hyperband" (KerasTuner); for several objectives "tpe",
+        "random" or "grid". Hyperband trains what it promotes anew with more epochs.
+      max_trials: trials that count, >= 1. May be raised later: the study goes on.
+      directory: of this study alone; on several machines one that all of them see.
+      limits: {"params", "macs", "bytes", "gzip" or "latency_ms": the most that is allowed}.
+      folds: None, or K >= 2 for cross-validation inside each trial; then `run` takes arrays and no `val`.
+      seed: whole number >= 0; other seeds share no points.
+      keep: of how many trials the weights stay on the disk, >= 1.
+
+    Attributes:
+      frame: pandas table, a line for each trial; readable while the search runs.
+
+    Raises:
+      ValueError: an argument is out of range, or `run` finds another study in the directory.
+      ImportError: "tpe" without Optuna, "bayesian" without scikit-learn.
+      RuntimeError: all trials failed (with the first error), or no worker is left.
+
+    Example:
+      >>> import tempfile
+      >>> def build(hp):
+      ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      ...     model.compile(keras.optimizers.SGD(hp.Float("rate", 1e-3, 1e-1, sampling="log")), "mse")
+      ...     return model
+      >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     search = Search(build, "val_loss", algorithm="random", max_trials=2, directory=folder)
+      ...     search.run((x, x[:, :1]), (x, x[:, :1]), epochs=1, verbose=0)
+      ...     print(search.frame.status.tolist(), search.best().count_params())
+      ['completed', 'completed'] 3
+    """
+
+    def __init__(self, build, objective, *, algorithm="tpe", max_trials, directory, limits=None, folds=None, seed=0,
+                 keep=3):
+        self.build, self.directory = build, pathlib.Path(directory).resolve()
+        self.objectives, self.algorithm = objectives_of(objective), algorithm
+        self.limits, self.max_trials, self.folds, self.seed, self.keep = limits or {}, max_trials, folds, seed, keep
+        require(callable(build) or callable(getattr(build, "build", None)),
+                "`build` must be a function of `hp` or a keras_tuner.HyperModel", build=build, error=TypeError)
+        require(algorithm in _oracles.ALGORITHMS, f"`algorithm` must be one of {', '.join(_oracles.ALGORITHMS)}",
+                algorithm=algorithm)
+        require(len(self.objectives) == 1 or algorithm in ("tpe", "random", "grid"),
+                "several objectives need algorithm 'tpe', 'random' or 'grid'", algorithm=algorithm,
+                objectives=list(self.objectives))
+        require(any(name not in _trial.MEASURED for name in self.objectives),
+                "one objective must be a log of training, which chooses the epoch", objective=objective,
+                do='Pass a list such as ["val_accuracy", "bytes"].')
+        require_number("max_trials", max_trials, low=1, integer=True)
+        require_number("seed", seed, low=0, integer=True)
+        require_number("keep", keep, low=1, integer=True)
+        if folds is not None:
+            require_number("folds", folds, low=2, integer=True)
+        for name, limit in self.limits.items():
+            require(name in _trial.MEASURED, f"`limits` knows {', '.join(_trial.MEASURED)}", limits=limits)
+            require_number(f"limits[{name!r}]", limit, above=0)
+        if algorithm == "tpe":
+            _oracles.optuna_or_refuse()
+        if algorithm == "bayesian":
+            _oracles.scikit_or_refuse()
+
+    def run(self, train, val=None, *, epochs=10, batch_size=32, callbacks=None, isolate=False, verbose=1):
+        """Searches until `max_trials` have ended; goes on where an earlier call stopped.
+
+        In a process that `python -m tfopt.distribute --search` started as a worker, this trains what the chief lends
+        and then ends the process: what follows in the script is the chief's.
+
+        Args:
+          train: `(x, y)` arrays, shuffled by (seed, epoch), or a tf.data.Dataset of batches, which is taken as it is
+            and should yield the same each time; or `hp ->` one of them.
+          val: the same for validation; None only if the objective needs none, and with `folds`.
+          epochs: of a trial, unless `hp` has an "epochs"; for Hyperband the most.
+          batch_size: of arrays, unless `hp` has a "batch_size".
+          callbacks: `hp -> list of new Keras callbacks`, such as early stopping.
+          isolate: each trial in a process of its own that runs this script up to here: memory comes back, a crash is
+            one failed trial; costs an import of TensorFlow a trial.
+          verbose: 1 writes a line for each trial.
+        Returns:
+          The search itself.
+        Raises:
+          ValueError, RuntimeError: see the class.
+        """
+        require_number("epochs", epochs, low=1, integer=True)
+        require_number("batch_size", batch_size, low=1, integer=True)
+        require(callbacks is None or callable(callbacks), "`callbacks` must be a function of `hp`", error=TypeError,
+                callbacks=callbacks, do="Every trial needs new ones: pass `lambda hp: [EarlyStopping(...)]`.")
+        self._require_data(train, val)
+        task = self._task(train, val, int(epochs), int(batch_size), callbacks)
+        role = _service.role()
+        if os.environ.get(ISOLATED, str(self.directory)) != str(self.directory):
+            role = None                                              # this process was started for another search
+        require(not (isolate and role and ISOLATED not in os.environ), "`isolate=True` is for a search in one process",
+                KERASTUNER_TUNER_ID=os.environ.get("KERASTUNER_TUNER_ID"), do="Workers are processes of their own.")
+        if role and "chief" not in role[0]:
+            client = _service.Client(role[1], role[0], self.seed)
+            with _trial.frozen():
+                _service.work(client, functools.partial(_trial.run, task), only_one=ISOLATED in os.environ)
+            sys.exit(0)
+        identity = {"version": 1, "algorithm": self.algorithm, "objectives": self.objectives, "limits": self.limits,
+                    "folds": self.folds, "seed": self.seed, "epochs": task.epochs, "batch_size": task.batch_size}
+        study = Study(self.directory, identity, self.objectives, max_trials=self.max_trials, keep=self.keep,
+                      space=lambda: first_look(task))
+        with contextlib.ExitStack() as stack:
+            stack.callback(study.record.close)
+            if verbose:
+                study.heard = functools.partial(say, study)
+            if role:
+                chief = _service.Chief(study)
+                with _service.serving(chief, role[1]):
+                    _service.wait_for_workers(chief)
+            elif isolate:
+                isolated(study, self.directory)
+            else:
+                alone(study, task)
+            study.finish()
+        return self
+
+    @property
+    def frame(self):
+        objectives = list(self.objectives)
+        rows = [{"trial": trial.number, "status": trial.status, **{name: trial.scores.get(name) for name in objectives},
+                 **({f"{name} ±": value for name, value in trial.spread.items()}), **trial.values,
+                 **{name: value for name, value in trial.facts.items() if name not in objectives},
+                 "epoch": trial.epoch, "seconds": trial.seconds, "message": trial.message} for trial in self._trials()]
+        columns = ["trial", "status", *objectives, "message"]
+        return (pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)).set_index("trial")
+
+    def best(self, rank=0):
+        """Builds the model of a trial and loads the weights whose score was reported.
+
+        Args:
+          rank: 0 for the best trial, 1 for the next; below `keep`. With several objectives the front comes first, in
+            the order of the first objective.
+        Returns:
+          The compiled model; with `folds` the list of the models of the folds, whose mean was reported
+          (`average.outputs` makes one of them).
+        Raises:
+          ValueError: there is no such trial, or its file is not as it was written.
+        """
+        order = self._ranked()
+        require(isinstance(rank, int) and 0 <= rank < min(len(order), self.keep),
+                "`rank` must name a trial that was kept", rank=rank, completed=len(order), keep=self.keep)
+        trial = order[rank]
+        task = self._task()
+        folder = self.directory / "trials" / f"{trial.number:06d}"
+        folders = [folder / f"fold-{fold}" for fold in range(self.folds)] if self.folds else [folder]
+        models = [_trial.load(task, trial, part) for part in folders]
+        return models if self.folds else models[0]
+
+    def pareto(self):
+        """The lines of `frame` that no other beats: as good in all objectives and better in one."""
+        best = front(self._ranked(), self.objectives)
+        return self.frame.loc[[trial.number for trial in best]]
+
+    def plot(self, path=None):
+        """Draws the scores in order, what they depend on, all values of each trial, and the Pareto front.
+
+        The importance of a parameter is the share of the variance of the score that the means of up to four equally
+        filled classes of its values explain, corrected for chance (adjusted eta squared, 0 at least).
+
+        Args:
+          path: where the picture is saved; None saves nothing.
+        Returns:
+          The matplotlib Figure.
+        Raises:
+          ValueError: no trial has been completed yet.
+        """
+        figure = _pictures.draw(self._trials(), self.objectives)
+        if path is not None:
+            figure.savefig(path, dpi=130)
+        return figure
+
+    def _task(self, train=None, val=None, epochs=1, batch_size=1, callbacks=None):
+        return _trial.Task(self.build, train, val, self.objectives, epochs, batch_size, callbacks, self.limits,
+                           self.folds, self.seed, self.directory)
+
+    def _trials(self):
+        return list(trials_of(read(self.directory / "record.jsonl")[0]).values())
+
+    def _ranked(self):
+        return ranked({trial.number: trial for trial in self._trials()}, self.objectives)
+
+    def _require_data(self, train, val):
+        needed = [name for name in self.objectives if name.startswith("val_")]
+        if self.folds:
+            require(val is None and not isinstance(train, tf.data.Dataset),
+                    "with `folds` a search takes arrays and no `val`", train=type(train).__name__,
+                    val=type(val).__name__, do="Pass (x, y): each fold is validated on in its turn.")
+        else:
+            require(val is not None or not needed, "this objective needs validation data", objective=needed,
+                    do="Pass `val`, or `folds`.")
+        for name, data in (("train", train), ("val", val)):
+            pair = isinstance(data, tuple | list) and len(data) in (2, 3)
+            require(data is None or pair or callable(data) or isinstance(data, tf.data.Dataset),
+                    f"`{name}` must be (x, y) arrays, a tf.data.Dataset, or a function of `hp`",
+                    **{name: type(data).__name__})
+
+
+def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
+    """Trains a new model for each fold and scores it on the rows it has not seen.
+
+    Labels that are whole numbers are dealt out evenly. What is reported is the model after the last epoch: an epoch
+    chosen on the fold it is scored on would flatter.
+
+    Args:
+      build: `() -> compiled model`.
+      x: array [n, ...], or a dict of arrays.
+      y: array [n, ...].
+      folds: 2 .. n.
+      epochs, batch_size: of each training, >= 1.
+      seed: whole number >= 0, of the folds, the weights and the order of the rows.
+    Returns:
+      A pandas table of what `evaluate` says, a line for each fold; `.mean()` and `.std()` are the answer.
+    Raises:
+      ValueError: an argument is out of range, or `build` returns no compiled model.
+    Example:
+      >>> def build():
+      ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      ...     model.compile("sgd", "mse")
+      ...     return model
+      >>> x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
+      >>> cross_validate(build, x, x[:, :1], folds=3, epochs=1).shape
+      (3, 1)
+    """
+    require_number("folds", folds, low=2, integer=True)
+    require_number("epochs", epochs, low=1, integer=True)
+    require_number("batch_size", batch_size, low=1, integer=True)
+    require_number("seed", seed, low=0, integer=True)
+    task = _trial.Task(lambda hp: build(), None, None, {}, epochs, batch_size, None, {}, folds, seed, None)
+    rows = []
+    for fold, (inside, outside) in enumerate(_trial.split(y, folds, seed)):
+        fold_seed = _oracles.derived(seed, "fold", fold) % 2**32
+        with seeded(fold_seed), fresh_names():
+            model, order = task.model(None), _trial.Order()
+            train, val = ((keras.tree.map_structure(lambda a, rows=part: np.asarray(a)[rows], x), np.asarray(y)[part])
+                          for part in (inside, outside))
+            model.fit(order.batches(train, batch_size, fold_seed), epochs=epochs, callbacks=[order], verbose=0)
+            rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
+    return pd.DataFrame(rows).rename_axis("fold")
+
+
+def objectives_of(objective):
+    """{name: "min" or "max"} of what the user calls an objective.
+
+    Example:
+      >>> objectives_of(["val_accuracy", ("val_money", "max"), "bytes"])
+      {'val_accuracy': 'max', 'val_money': 'max', 'bytes': 'min'}
+    """
+    if isinstance(objective, tuple) and len(objective) == 2 and objective[1] in ("min", "max"):
+        objective = [objective]
+    found = {}
+    for one in objective if isinstance(objective, list | tuple) else [objective]:
+        name, way = one if isinstance(one, tuple) else (getattr(one, "name", one), getattr(one, "direction", None))
+        require(isinstance(name, str), "an objective must be a name or (name, 'min' or 'max')", objective=objective,
+                error=TypeError)
+        less, more = (any(part in name.lower() for part in parts) for parts in (LESS, MORE))
+        way = way or ("min" if name in _trial.MEASURED or less else "max" if more else None)
+        require(way in ("min", "max"), "it must be known which way an objective is better", objective=name,
+                do=f'Pass ("{name}", "min") or ("{name}", "max").')
+        found[name] = way
+    require(found, "a search needs an objective", objective=objective)
+    return found
+
+
+def first_look(task):
+    """The space, found by building; before any trial is spent, one step shows whether the objective exists."""
+    with seeded(task.seed % 2**32), fresh_names():
+        built = []
+
+        def build(hp):
+            hp.steps = lambda: 1000
+            built.append((hp, task.model(hp)))
+
+        space = _oracles.explore(build)
+        if not hasattr(task.build, "fit"):
+            require_objective(task, *built[0])
+    return space
+
+
+def require_objective(task, hp, model):
+    hp.steps = functools.partial(task.steps_of, hp, task.data("train", hp))
+    batches = task.data("train", hp)
+    if not isinstance(batches, tf.data.Dataset):
+        batches = _trial.Order().batches(batches, task.batch_of(hp), 0)
+    batch = next(iter(batches.take(1)))
+    model.run_eagerly = True                                         # one step is not worth a graph
+    logs = model.train_on_batch(*batch, return_dict=True)
+    names = [*logs, *(f"val_{name}" for name in logs if task.val is not None or task.folds)]
+    missing = [name for name in task.objectives if name not in names and name not in _trial.MEASURED]
+    if missing and task.val is not None:
+        names += [f"val_{name}" for name in model.test_on_batch(*batch, return_dict=True)]
+        missing = [name for name in missing if name not in names]
+    require(not missing, "an objective must be among the logs of training", objective=missing, logs=names,
+            measured=list(_trial.MEASURED), do="Compile the model with that metric, or choose one of these.")
+
+
+def alone(study, task):
+    """All trials in this process."""
+    with _trial.frozen():
+        while (trial := study.next()) is not None:
+            study.end(trial.number, _trial.run(task, _service.job_of(study, trial.number)))
+
+
+def isolated(study, directory):
+    """Each trial in a process that runs the user's script again and asks this one what to do."""
+    require(hasattr(sys.modules["__main__"], "__file__"), "`isolate=True` runs the script again, and there is none",
+            do="Put the search into a file, or leave `isolate` out.")
+    chief = _service.Chief(study)
+    with _service.serving(chief, "127.0.0.1:0") as port:
+        while (trial := study.next()) is not None:
+            study.waiting.insert(0, trial)
+            name = f"trial-{trial.number}"
+            with tempfile.TemporaryFile() as errors:
+                child = subprocess.Popen(
+                    [sys.executable, *sys.orig_argv[1:]], stdout=subprocess.DEVNULL, stderr=errors,
+                    env={**os.environ, ISOLATED: str(directory), "KERASTUNER_TUNER_ID": name,
+                         "KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)})
+                try:
+                    code = child.wait()
+                finally:
+                    child.kill()
+                errors.seek(0)
+                last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+            if chief.error:
+                raise chief.error
+            with chief.lock:
+                for number in chief.held_by(name):
+                    chief.drop(number, f"its process ended with exit code {code}: {last}")
+                require(name in chief.seen, "a process for a trial ended before it reached `run`", exit_code=code,
+                        message=last, error=RuntimeError)
+
+
+def say(study, trial):
+    """One line about a trial that ended."""
+    best = next(iter(ranked(study.trials, study.objectives)), None)
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in trial.scores.items()) or trial.message[:100]
+    lead = f"   best: trial {best.number}, {next(iter(best.scores.values())):.4g}" if best else ""
+    sys.stdout.write(f"trial {trial.number}  {trial.status}  {scores}{lead}\n")
+    sys.stdout.flush()

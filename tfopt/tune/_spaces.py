@@ -1,0 +1,165 @@
+"""Ready-made spaces: what is worth searching, in ranges worth searching in."""
+
+from .. import augment, distill, regularizers, schedules
+from .._check import require, require_number
+
+
+def schedule(hp, *, total=None, low=1e-4, high=1e-1):
+    """A learning-rate schedule: one of four shapes, and its peak.
+
+    Shapes: constant, half a cosine, one-cycle, and warm-up then cosine (a twentieth of the steps). Parameters:
+    `schedule`, `peak_rate` (logarithmic).
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+      total: optimizer steps of the training; None asks the search, which knows epochs and batches.
+      low, high: bounds of the peak, > 0.
+    Returns:
+      A learning-rate schedule.
+    Raises:
+      ValueError: a bound is out of range, or nobody knows the number of steps.
+    Example:
+      >>> import keras_tuner
+      >>> type(schedule(keras_tuner.HyperParameters(), total=100)).__name__
+      'CosineDecay'
+    """
+    require_number("low", low, above=0)
+    require_number("high", high, low=low)
+    if total is None:
+        total = getattr(hp, "steps", lambda: None)()
+    require(total is not None, "a schedule needs the number of optimizer steps", total=total,
+            do="Pass total=batches per epoch * epochs: these data do not say how many batches they have.")
+    require_number("total", total, low=1, integer=True)
+    shape = hp.Choice("schedule", ["cosine", "constant", "one_cycle", "warmup_cosine"])
+    peak = hp.Float("peak_rate", low, high, sampling="log", default=(low * high) ** 0.5)
+    total = max(int(total), 4)
+    warmup = max(total // 20, 1)
+    return {"constant": lambda: schedules.Constant(peak),
+            "cosine": lambda: schedules.CosineDecay(peak, total),
+            "one_cycle": lambda: schedules.OneCycle(peak, total),
+            "warmup_cosine": lambda: schedules.Warmup(schedules.CosineDecay(peak, total - warmup), warmup)}[shape]()
+
+
+def regularizer(hp, *, low=1e-6, high=1e-2):
+    """A penalty for kernels, or None: L2, GroupLasso (empties units) or Hoyer (drives small weights to zero).
+
+    Parameters: `penalty`, and `penalty_strength` (logarithmic) where there is one.
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+      low, high: bounds of the strength, > 0.
+    Returns:
+      A Keras regularizer or None, for `regularizers.add` or a layer.
+    Raises:
+      ValueError: a bound is out of range.
+    Example:
+      >>> import keras_tuner
+      >>> regularizer(keras_tuner.HyperParameters()) is None
+      True
+    """
+    require_number("low", low, above=0)
+    require_number("high", high, low=low)
+    kind = hp.Choice("penalty", ["none", "l2", "group_lasso", "hoyer"])
+    with hp.conditional_scope("penalty", ["l2", "group_lasso", "hoyer"]):
+        strength = hp.Float("penalty_strength", low, high, sampling="log")
+    made = {"l2": regularizers.L2, "group_lasso": regularizers.GroupLasso, "hoyer": regularizers.Hoyer}
+    return None if kind == "none" else made[kind](strength)
+
+
+def augmentation(hp, *, flip=True, seed=0):
+    """An augmentation of images: none, one strength for the classic operations, RandAugment or TrivialAugment.
+
+    Parameters: `augmentation`, and `augmentation_strength` for those that have one. It belongs into `train`, a function
+    of `hp`: `lambda hp: data.arrays(x, y, 64, augment=tune.augmentation(hp))`.
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+      flip: may images be mirrored: not digits or text.
+      seed: of the pipeline.
+    Returns:
+      An augment.Pipeline, or None.
+    Raises:
+      ValueError: see `augment.Pipeline`.
+    Example:
+      >>> import keras_tuner
+      >>> space = keras_tuner.HyperParameters()
+      >>> augmentation(space) is None, [one.name for one in space.space]
+      (True, ['augmentation', 'augmentation_strength'])
+    """
+    kind = hp.Choice("augmentation", ["none", "classic", "rand", "trivial"])
+    with hp.conditional_scope("augmentation", ["classic", "rand"]):
+        strength = hp.Float("augmentation_strength", 0.1, 1.0, default=0.3)
+    if kind == "none":
+        return None
+    if kind == "rand":
+        ops = [augment.RandAugment(2, strength)]
+    elif kind == "trivial":
+        ops = [augment.TrivialAugment()]
+    else:
+        ops = [augment.Rotate(0.1 * strength), augment.Zoom(0.3 * strength), augment.Translate(0.2 * strength),
+               augment.Brightness(0.3 * strength), augment.Contrast(0.3 * strength)]
+    return augment.Pipeline([augment.Flip(), *ops] if flip else ops, seed=seed)
+
+
+def distillation(hp):
+    """How a student learns from a teacher: the temperature, and the weight of the labels.
+
+    Parameters: `temperature` (1 to 20, logarithmic) and `student_weight` (0 to 0.9).
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+    Returns:
+      (distill.Logits, student_weight), for `distill.Distiller(teacher, student, loss, student_weight=weight)`.
+    Example:
+      >>> import keras_tuner
+      >>> loss, weight = distillation(keras_tuner.HyperParameters())
+      >>> loss.temperature, weight
+      (4.0, 0.5)
+    """
+    temperature = hp.Float("temperature", 1.0, 20.0, sampling="log", default=4.0)
+    return distill.Logits(temperature), hp.Float("student_weight", 0.0, 0.9, default=0.5)
+
+
+def sparsity(hp, *, low=0.3, high=0.95):
+    """The share of weights that `prune.wrap` sets to zero.
+
+    Parameter: `density` = 1 - sparsity, logarithmic.
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+      low, high: bounds, 0 < low < high < 1.
+    Returns:
+      A float.
+    Raises:
+      ValueError: a bound is out of range.
+    Example:
+      >>> import keras_tuner
+      >>> round(sparsity(keras_tuner.HyperParameters()), 2)
+      0.81
+    """
+    require_number("low", low, above=0, below=1)
+    require_number("high", high, above=low, below=1)
+    return 1 - hp.Float("density", 1 - high, 1 - low, sampling="log", default=((1 - high) * (1 - low)) ** 0.5)
+
+
+def shrink_ratio(hp, *, low=0.2, high=0.9):
+    """The share of the multiply-accumulates that `shrink.channels(model, macs=...)` leaves.
+
+    Parameter: `shrink_ratio`.
+
+    Args:
+      hp: keras_tuner.HyperParameters.
+      low, high: bounds, 0 < low < high <= 1.
+    Returns:
+      A float.
+    Raises:
+      ValueError: a bound is out of range.
+    Example:
+      >>> import keras_tuner
+      >>> shrink_ratio(keras_tuner.HyperParameters())
+      0.5
+    """
+    require_number("low", low, above=0, below=1)
+    require_number("high", high, above=low, high=1)
+    return hp.Float("shrink_ratio", low, high, default=min(max(0.5, low), high))
+
