@@ -37,6 +37,12 @@ def measured(match):
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
 
 
+def benched(match):
+    """What a script of benchmarks/ printed, in place of `<!-- bench: name -->`."""
+    section = (PROJECT / "docs" / "measured" / "bench.txt").read_text().split(f"\n## {match[1]} ")[1].split("\n## ")[0]
+    return f"```text\n{section.split(chr(10), 1)[1].strip()}\n```"
+
+
 def readme(text):
     """The README with its table renewed."""
     before, rest = text.split(START)
@@ -55,6 +61,7 @@ def on_config(config):
 def on_page_markdown(markdown, page, **_):
     name = page.file.src_path.removesuffix(".md")
     markdown = re.sub(r"<!-- rows: (\w+) -->", measured, markdown)
+    markdown = re.sub(r"<!-- bench: (\w+) -->", benched, markdown)
     if name == "index":
         return markdown.replace(START, table())
     return f"{markdown}\n\n## Reference\n\n::: tfopt.{name}\n" if name in modules() else markdown

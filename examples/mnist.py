@@ -107,7 +107,7 @@ def smaller(teacher, student, few, test, epochs):
 
 
 def main(quick=False, save="results", images=500):
-    """Trains, prints the tables, saves the pictures; returns the test errors, one column a model and one row a seed."""
+    """Trains, prints and saves the tables and the pictures; returns the test errors, one column a model and one row a seed."""
     folder = pathlib.Path(save)
     folder.mkdir(parents=True, exist_ok=True)
     train, test, title = load(quick)
@@ -124,17 +124,19 @@ def main(quick=False, save="results", images=500):
         print(f"  {name:20} {column.mean():5.2f} ± {column.std():4.2f}")
     table = report.compare(models, test, title=f"{title}; seed {seed}")
     print(f"\n{table}\n")
+    errors.to_csv(folder / "mnist_errors.csv", float_format="%.4g")
+    table.frame.to_csv(folder / "mnist.csv", float_format="%.4g")
     table.plot(folder / "mnist.png")
     curves = {name: {key: history.history[key] for key in ("accuracy", "val_accuracy")}
               for name, history in histories.items()}
     report.curves(curves).savefig(folder / "mnist_curves.png", dpi=120)
-    print(f"pictures: {folder / 'mnist.png'}, {folder / 'mnist_curves.png'}")
+    print(f"tables and pictures: {folder}/mnist*")
     return errors
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of the epochs")
-    parser.add_argument("--save", default="results", metavar="DIR", help="where the pictures go")
+    parser.add_argument("--save", default="results", metavar="DIR", help="where tables and pictures go")
     parser.add_argument("--images", type=int, default=500, metavar="N", help="how many images the students see")
     main(**vars(parser.parse_args()))

@@ -156,7 +156,9 @@ def main(seeds=(0, 1), folder="results/verify/toolkit", stages=tuple(STAGES)):
         for stage in stages:
             run(stage, seed, folder, train, test)
     clock(folder, seeds[0], stages)
-    print(summary().to_string())
+    means = summary()
+    means.to_csv(TABLE.with_name("toolkit_means.csv"), float_format="%.6g")
+    print(means.to_string())
 
 
 if __name__ == "__main__":
