@@ -8,7 +8,15 @@ import csv
 import pathlib
 import re
 
+try:
+    from mkdocs.plugins import event_priority
+    from mkdocs.structure.files import File
+except ImportError:                                       # only the README's table is wanted
+    def event_priority(_):
+        return lambda function: function
+
 PROJECT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((PROJECT / "examples" / "notebooks").glob("*.ipynb"))
 START, END = "<!-- modules -->", "<!-- /modules -->"
 
 
@@ -54,8 +62,16 @@ def on_config(config):
     known = [name for name in modules() if name in cards]
     others = [name for name in cards if name not in {*known, "index"}]
     config.nav = [{"Home": "index.md"}, {"Modules": [{name: f"{name}.md"} for name in known]},
-                  *([{"Measured": [{name: f"{name}.md"} for name in others]}] if others else [])]
+                  {"Notebooks": [{path.stem.replace("_", " "): f"notebooks/{path.name}"} for path in NOTEBOOKS]},
+                  {"More": [{name.replace("_", " "): f"{name}.md"} for name in others]}]
     return config
+
+
+@event_priority(100)                                       # before the plugin that renders notebooks looks for them
+def on_files(files, config):
+    for path in NOTEBOOKS:
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def on_page_markdown(markdown, page, **_):
