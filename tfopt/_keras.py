@@ -19,6 +19,15 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Trainer._loss_tracker                         3.15            the mean behind the log "loss"
     Trainer._compile_config                       3.15            what the user gave to `compile`
     Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
+    Trainer.fit: epoch_iterator, callbacks        3.15            the local names of what gives the batches and acts
+    EpochIterator._enumerate_iterator             3.15            the steps of one epoch
+    EpochIterator._get_iterator                   3.15            what an iterator of an epoch is made of
+    TFEpochIterator._distributed_dataset          3.15            the data set behind it
+    ArrayDataAdapter._shuffle                     3.15            True, False or "batch"
+    Trainer._initial_epoch                        3.15            the epoch that `fit` begins with, if not None
+    Trainer._symbolic_build                       3.15            makes all variables without computing anything
+    Trainer._get_metrics_result_or_logs           3.15            what `fit` reports of an epoch
+    CallbackList._async_train, _flush_futures     3.15            callbacks that may still be running
     Optimizer._clip_gradients                     3.15            clips as the optimizer was asked to
     Optimizer._trainable_variables, _iterations   3.15            what it was built for; how often it was applied
     Optimizer._get_variable_index                 3.15            the place of a variable among them
@@ -28,6 +37,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     tensorflow.python.eager.context               TF 2.21         holds the counter that seeds eager operations
     tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
     tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
+    Dataset._inputs, _functions                   TF 2.21         what a data set is made of, and calls
 """
 
 import collections
@@ -36,6 +46,7 @@ import copy
 import functools
 import os
 import random
+import sys
 
 from ._check import require
 
@@ -57,7 +68,9 @@ import tensorflow as tf  # noqa: E402
 from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.backend.tensorflow import trainer as tf_trainer  # noqa: E402
 from keras.src.models.functional import Functional  # noqa: E402
+from keras.src.random.seed_generator import global_seed_generator  # noqa: E402
 from keras.src.saving.serialization_lib import SafeModeScope  # noqa: E402
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.ops import control_flow_util, stateful_random_ops  # noqa: E402
 
@@ -318,6 +331,130 @@ def fresh_names():
         yield
     finally:
         global_state.set_global_attribute(name, counted)
+
+
+def randomness():
+    """The random states of Python, NumPy, TensorFlow's eager operations and Keras as {name: data or None}."""
+    eager, keras_seeds = eager_context.context(), global_state.get_global_attribute("global_seed_generator")
+    operations = getattr(eager, "_rng", None)
+    generator = stateful_random_ops.global_generator
+    return {"python": _words(random.getstate()), "numpy": np.random.get_state(),
+            "operations": None if operations is None else _words(operations.getstate()),
+            "keras": None if keras_seeds is None else keras_seeds.state.numpy(),
+            "tensorflow": None if generator is None else generator.state.numpy()}
+
+
+def set_randomness(states):
+    """Brings back what `randomness` told; what was not there then is left alone."""
+    if states["keras"] is not None:
+        global_seed_generator().state.assign(states["keras"])
+    if states["tensorflow"] is not None:
+        tf.random.get_global_generator().state.assign(states["tensorflow"])
+    operations = getattr(eager_context.context(), "_rng", None)
+    if operations is not None and states["operations"] is not None:
+        operations.setstate(_from_words(states["operations"]))
+    random.setstate(_from_words(states["python"]))
+    np.random.set_state(states["numpy"])
+
+
+def _words(state):
+    version, words, rest = state
+    return version, np.array(words, np.uint32), rest
+
+
+def _from_words(state):
+    version, words, rest = state
+    return version, tuple(map(int, words)), rest
+
+
+def tf_is_seeded():
+    """Has tf.random.set_seed been called, so that shuffled arrays come in the same order in every run?"""
+    return eager_context.global_seed() is not None
+
+
+@contextlib.contextmanager
+def shuffled_by(shuffle):
+    """Graphs that are traced inside call `shuffle(tensor)` for tf.random.shuffle."""
+    own = tf.random.shuffle
+    tf.random.shuffle = shuffle
+    try:
+        yield
+    finally:
+        tf.random.shuffle = own
+
+
+def datasets_in(dataset, enter=lambda dataset: True):
+    """A data set and all that it is made of, where `enter(data set)` holds."""
+    if enter(dataset):
+        yield dataset
+        for inner in dataset._inputs():
+            yield from datasets_in(inner, enter)
+
+
+def holds_resources(dataset):
+    """Do the functions of a data set use variables or tables, which may change from pass to pass?"""
+    return any(tensor.dtype == tf.resource for function in dataset._functions()
+               for tensor in function.function.captured_inputs)
+
+
+class Fit:
+    """The `fit` of a model that is running now: its epoch iterator and its list of callbacks."""
+
+    def __init__(self, model):
+        frame = sys._getframe(1)
+        while frame is not None and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model
+                                         and "epoch_iterator" in frame.f_locals):
+            frame = frame.f_back
+        require(frame is not None, "the callback must be called by keras.Model.fit", model=model.name,
+                do="Pass it to `fit` as one of its callbacks.")
+        self.model, self.iterator = model, frame.f_locals["epoch_iterator"]
+        self.callbacks = frame.f_locals["callbacks"]
+
+    @property
+    def shuffle(self):
+        """How the rows of arrays are shuffled: False, True or "batch". Other data are not shuffled by `fit`."""
+        adapter = self.iterator.data_adapter
+        return isinstance(adapter, ArrayDataAdapter) and adapter._shuffle
+
+    @property
+    def dataset(self):
+        """The data set of one epoch, as it is before it is distributed."""
+        dataset = self.iterator._distributed_dataset
+        return dataset if isinstance(dataset, tf.data.Dataset) else self.iterator.data_adapter.get_tf_dataset()
+
+    @dataset.setter
+    def dataset(self, dataset):
+        self.iterator._distributed_dataset = self.model.distribute_strategy.experimental_distribute_dataset(dataset)
+
+    def batches(self):
+        """A new iterator of an epoch."""
+        return iter(self.iterator._get_iterator())
+
+    def intercept(self, wrap):
+        """From now on the steps of an epoch, (first, last, iterator of batches), are those of `wrap(own steps)`."""
+        own = self.iterator._enumerate_iterator
+        self.iterator._enumerate_iterator = lambda: wrap(own)
+
+    def begin_at(self, epoch):
+        """Makes `fit` begin with this epoch; None for what the user said. Keras itself never forgets it."""
+        self.model._initial_epoch = epoch
+
+    def build(self, batch):
+        """Makes the variables of model, metrics and optimizer that are not there yet from a batch of KerasTensors."""
+        self.model._symbolic_build(data_batch=batch)
+
+    def report_metrics(self, metrics):
+        """With True `fit` reports the metrics of an epoch of which no step was left to do."""
+        self.model.__dict__.pop("_get_metrics_result_or_logs", None)
+        if metrics:
+            own = self.model._get_metrics_result_or_logs
+            self.model.__dict__["_get_metrics_result_or_logs"] = lambda logs: own(
+                logs or self.model.get_metrics_result())
+
+    def wait(self):
+        """Until no callback is running in another thread."""
+        if self.callbacks._async_train:
+            self.callbacks._flush_futures()
 
 
 class ModelWithOwnLosses(keras.Model):

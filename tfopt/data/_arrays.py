@@ -1,7 +1,5 @@
 """Arrays to batches: one seeded permutation an epoch, one gather a batch."""
 
-import itertools
-
 import numpy as np
 
 from .._check import require, require_number
@@ -96,11 +94,11 @@ def batches(count, batch, read, *, view, shuffle, seed):
     require_number("batch", batch, low=1, integer=True)
     require_number("seed", seed, low=0, integer=True)
     require(count > 0, "a dataset needs at least one example", examples=count)
-    epochs = itertools.count()
+    epochs = Epochs()
     full, rest = divmod(count, batch)
 
     def begin():
-        epoch = next(epochs)
+        epoch, epochs.next = epochs.next, epochs.next + 1
         return np.int64(epoch), permutation(count, seed, epoch) if shuffle else np.arange(count, dtype=np.int64)
 
     def one_epoch(_):
@@ -119,10 +117,19 @@ def batches(count, batch, read, *, view, shuffle, seed):
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return (tf.data.Dataset.range(1).flat_map(one_epoch)
-            .apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
-            .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
-            .prefetch(tf.data.AUTOTUNE).with_options(options))
+    rows = tf.data.Dataset.range(1).flat_map(one_epoch)
+    dataset = (rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
+               .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+               .prefetch(tf.data.AUTOTUNE).with_options(options))
+    (dataset if getattr(view, "replayable", True) else rows).epochs = epochs
+    return dataset
+
+
+class Epochs:
+    """Which epoch the next pass is. A restart sets `next` on the data set whose passes depend on nothing else."""
+
+    def __init__(self):
+        self.next = 0
 
 
 def training_view(augment):
@@ -141,6 +148,7 @@ def training_view(augment):
             return (images, *parts[1:]) if isinstance(element, tuple) else images
         return augment(*parts)
 
+    view.replayable = augment is None or hasattr(augment, "apply")
     return view
 
 

@@ -1,0 +1,117 @@
+"""The training data of a fit: which batches have been used, and how they are brought back in the same order."""
+
+import contextlib
+import zlib
+
+import numpy as np
+
+from .._keras import datasets_in, holds_resources, keras, shuffled_by, tf, tf_is_seeded
+
+# Data sets whose passes differ only by how many iterators were made of them before.
+_STRAIGHT = {"CacheDataset", "TFRecordDatasetV2", "TextLineDatasetV2", "_AssertCardinalityDataset", "_BatchDataset",
+             "_FilterDataset", "_MapDataset", "_OptionsDataset", "_PaddedBatchDataset", "_ParallelBatchDataset",
+             "_ParallelMapDataset", "_PrefetchDataset", "_RangeDataset", "_ShardDataset", "_ShuffleDataset",
+             "_SkipDataset", "_TFRecordDataset", "_TakeDataset", "_TensorDataset", "_TensorSliceDataset",
+             "_TextLineDataset", "_ZipDataset"}
+ADVICE = ("Seed every shuffle and random change, or call keras.utils.set_random_seed first, or pass data.arrays or "
+          "data.image_folder, whose order is a function of seed and epoch.")
+
+
+class Source:
+    """The batches of one `fit`, watched: `first` is a checksum of the first batch of the last pass.
+
+    Args:
+      fit: the `_keras.Fit` that is running.
+      saved: what `saved` told in the run that is resumed, or None.
+      seed: draws the order of shuffled arrays if TensorFlow has no seed.
+    """
+
+    def __init__(self, fit, saved, seed):
+        self.fit, self.first = fit, None
+        self.seed = saved["seed"] if saved else seed if fit.shuffle and not tf_is_seeded() else None
+        self.draws, self.draws_a_pass = 0, fit.iterator.num_batches if fit.shuffle == "batch" else 1
+        with shuffled_by(self._shuffled) if self.seed is not None else contextlib.nullcontext():
+            dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
+        self.spec = dataset.element_spec
+        self.counters, self.starts, self.straight = [], [], False
+        if isinstance(dataset, tf.data.Dataset):                         # else the user has distributed it already
+            self.counters = [node.epochs for node in datasets_in(dataset) if hasattr(node, "epochs")]
+            self.starts = saved["starts"] if saved else [counter.next for counter in self.counters]
+            self.straight = not fit.iterator.steps_per_epoch and (self.seed is not None or _is_straight(dataset))
+            fit.dataset = dataset.enumerate().map(self._watched)
+
+    def saved(self):
+        """What the next run has to know."""
+        return {"seed": self.seed, "starts": self.starts, "first": self.first}
+
+    def form(self):
+        """How many batches an epoch has, and what they are, as JSON has it."""
+        leaves = [leaf for leaf in tf.nest.flatten(self.spec, expand_composites=True) if hasattr(leaf, "shape")]
+        return {"batches": self.fit.iterator.num_batches,
+                "arrays": [[None if leaf.shape.rank is None else list(leaf.shape), leaf.dtype.name] for leaf in leaves]}
+
+    def symbols(self):
+        """A batch of KerasTensors, to build what is not built yet."""
+        return keras.tree.map_structure(lambda leaf: keras.KerasTensor(tuple(leaf.shape), leaf.dtype.name)
+                                        if hasattr(leaf, "shape") else None, self.spec)
+
+    def replay(self, epochs, steps):
+        """Brings the data to where they were after `epochs` passes, and `first` to what it was then.
+
+        Args:
+          epochs: passes that are over.
+          steps: the epoch iterator's own generator of steps.
+        """
+        self.draws = (epochs - 1) * self.draws_a_pass if self.straight else 0
+        for counter, start in zip(self.counters, self.starts, strict=True):
+            counter.next = start + epochs - 1 if self.straight else start
+        for epoch in range(epochs):
+            if not self.straight:
+                with self.fit.iterator.catch_stop_iteration():
+                    for begin, end, batches in steps():
+                        take(batches, end + 1 - begin)
+            else:
+                batches = self.fit.batches()
+                if epoch == epochs - 1:
+                    next(batches, None)
+        if self.straight:
+            self.draws = epochs * self.draws_a_pass
+            for counter, start in zip(self.counters, self.starts, strict=True):
+                counter.next = start + epochs
+
+    def _watched(self, number, element):
+        parts = [part for part in tf.nest.flatten(element, expand_composites=True)
+                 if part is not None and part.dtype not in (tf.variant, tf.resource)]
+        tf.cond(number == 0, lambda: tf.numpy_function(self._look, parts, tf.int64), lambda: tf.constant(0, tf.int64))
+        return element
+
+    def _look(self, *parts):
+        total = 0
+        for part in parts:
+            whole = b"\0".join(part.ravel()) if part.dtype == object else np.ascontiguousarray(part).tobytes()
+            total = zlib.crc32(whole, total)
+        self.first = total
+        return np.int64(total)
+
+    def _shuffled(self, rows):
+        def draw(rows):
+            number, self.draws = self.draws, self.draws + 1
+            return np.random.default_rng((self.seed, number)).permutation(rows)
+
+        return tf.ensure_shape(tf.numpy_function(draw, [rows], rows.dtype), rows.shape)
+
+
+def take(batches, count):
+    """The next `count` batches are passed over; says whether they were there."""
+    missing = object()
+    return all(next(batches, missing) is not missing for _ in range(count))
+
+
+def _is_straight(dataset):
+    """Does making an iterator do to the next pass all that a whole pass would do?"""
+    for node in datasets_in(dataset, lambda node: not hasattr(node, "epochs")):
+        name = type(node).__name__
+        cached = [type(inner).__name__ for inner in datasets_in(node)] if name == "CacheDataset" else []
+        if name not in _STRAIGHT or holds_resources(node) or "_ShuffleDataset" in cached:
+            return False
+    return True

@@ -1,0 +1,161 @@
+"""States of a training in a folder: written as a whole or not at all, checked when read, the newest good one first.
+
+    directory/state-000017/manifest.json     checksums of the other two
+                           state.json        numbers, words and their nesting
+                           arrays.npz        everything large
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+
+from .._check import require
+from .._keras import tf
+
+FORMAT = 1
+NAME = re.compile(r"state-(\d{6,})")
+
+
+class DamagedError(Exception):
+    """What is wrong with a state."""
+
+
+class Folder:
+    """The states in a directory, numbered in the order they were written.
+
+    Args:
+      path: the directory; made when the first state is written.
+      keep: how many good states to leave there.
+    """
+
+    def __init__(self, path, keep):
+        self.path, self.keep = pathlib.Path(path), keep
+        self.damaged = {}
+
+    def numbers(self):
+        """Of the states that are there, the newest first."""
+        names = [NAME.fullmatch(entry.name) for entry in self.path.iterdir()] if self.path.is_dir() else []
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def at(self, number):
+        return self.path / f"state-{number:06}"
+
+    def newest(self):
+        """(number, (state, arrays)) of the newest good one, or (0, None); warns of each that is damaged."""
+        for number in self.numbers():
+            try:
+                return number, self.read(number)
+            except DamagedError as error:
+                self.damaged[number] = str(error)
+                warnings.warn(f"callbacks.Resume: {self.at(number)} is damaged: {error}. It is passed over for the "
+                              "state before it.", stacklevel=2)
+        require(not self.damaged, "callbacks.Resume finds no whole state to go on from", directory=str(self.path),
+                damaged={self.at(number).name: why for number, why in self.damaged.items()},
+                do="Bring the files back from a copy, or delete the directory to train from the start.")
+        return 0, None
+
+    def read(self, number):
+        """(state, arrays) of one, checked against its manifest."""
+        folder = self.at(number)
+        manifest = _json(folder / "manifest.json", _bytes(folder / "manifest.json"))
+        try:
+            form, digest, sums = manifest["format"], manifest["state.json"], dict(manifest["arrays.npz"])
+        except (KeyError, TypeError, ValueError):
+            raise DamagedError("manifest.json is not a manifest") from None
+        if form != FORMAT:
+            raise DamagedError(f"its format is {form}, not {FORMAT}")
+        text = _bytes(folder / "state.json")
+        if hashlib.sha256(text).hexdigest() != digest:
+            raise DamagedError(f"state.json ({len(text)} bytes) fails its checksum")
+        state = _json(folder / "state.json", text)
+        arrays = _arrays(folder / "arrays.npz", sums)
+        for name, form in state["forms of arrays"].items():
+            arrays[name] = arrays[name].view(tf.as_dtype(form).as_numpy_dtype)
+        return state, arrays
+
+    def write(self, state, arrays):
+        """Adds a state, then removes damaged ones and the oldest beyond `keep`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for half in self.path.glob(".half-*"):
+            shutil.rmtree(half)
+        last = max(self.numbers(), default=0)
+        half = self.path / f".half-{last + 1:06}"
+        half.mkdir()
+        # numpy's files know no bfloat16 and its like
+        forms = {name: array.dtype.name for name, array in arrays.items() if array.dtype.kind == "V"}
+        plain = {name: array.view(f"u{array.itemsize}") if name in forms else array for name, array in arrays.items()}
+        text = json.dumps({**state, "forms of arrays": forms}).encode()
+        _write(half / "arrays.npz", lambda file: np.savez(file, **plain))
+        with zipfile.ZipFile(half / "arrays.npz") as archive:
+            sums = {info.filename: info.CRC for info in archive.infolist()}
+        _write(half / "state.json", lambda file: file.write(text))
+        manifest = {"format": FORMAT, "state.json": hashlib.sha256(text).hexdigest(), "arrays.npz": sums}
+        _write(half / "manifest.json", lambda file: file.write(json.dumps(manifest).encode()))
+        _sync(half)
+        half.rename(self.at(last + 1))
+        _sync(self.path)
+        good = [number for number in self.numbers() if number not in self.damaged]
+        for number in [*self.damaged, *good[self.keep:]]:
+            shutil.rmtree(self.at(number), ignore_errors=True)
+        self.damaged = {}
+
+
+def _bytes(path):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from None
+    if not content:
+        raise DamagedError(f"{path.name} is empty")
+    return content
+
+
+def _json(path, content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise DamagedError(f"{path.name} is not JSON") from None
+
+
+def _arrays(path, sums):
+    """{name: array}; the archive checks each member's sum as it is read, the manifest holds the same sums."""
+    _bytes(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {info.filename: info.CRC for info in archive.infolist()}
+        if found != sums:
+            raise DamagedError("arrays.npz does not hold what its manifest lists")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise DamagedError(f"arrays.npz fails its checksum ({error})") from None
+
+
+def _write(path, fill):
+    with path.open("wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder):
+    """Makes the names in a folder last; not every system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
