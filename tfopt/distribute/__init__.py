@@ -4,11 +4,13 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from ._corrected import Synchronous, even, synchronize
     from ._strategy import precision, strategy
 
-__all__ = ["precision", "strategy"]
+__all__ = ["Synchronous", "even", "precision", "strategy", "synchronize"]
 
-_FILE = {"precision": "_strategy", "strategy": "_strategy"}
+_FILE = {"Synchronous": "_corrected", "even": "_corrected", "precision": "_strategy", "strategy": "_strategy",
+         "synchronize": "_corrected"}
 
 
 def __getattr__(name):                                     # the launcher must not load TensorFlow

@@ -5,7 +5,7 @@ import os
 import sys
 
 from .._check import require
-from .._keras import keras, tf
+from .._keras import tf
 from ._workers import mend
 
 __all__ = ["precision", "strategy"]
@@ -69,6 +69,12 @@ def strategy(kind="auto"):
     return made
 
 
+def replicas_here():
+    """Replicas of the strategy whose scope this is, else of the one this process has made."""
+    inside = tf.distribute.get_strategy()
+    return max(one.num_replicas_in_sync for one in (inside, *_made.values()))
+
+
 def _best():
     if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
         return "tpu"
@@ -126,8 +132,8 @@ def precision(kind="auto"):
 
         mixed_bfloat16 on TPUs and on GPUs of compute capability >= 8; mixed_float16 on GPUs from 7 on; else float32
 
-    The worst of several GPUs decides. On a CPU half precision saves memory and costs time. Nothing is set, and no device
-    is started, so it can stand before `strategy`.
+    The worst of several GPUs decides. On a CPU half precision saves memory and costs time. Nothing is set, and no
+    device is started, so the call can stand before `strategy`.
 
     Args:
       kind: "auto", or the name of one of the three, which is returned as it is.

@@ -1,0 +1,216 @@
+"""What several replicas get wrong, in versions that give the result of one device."""
+
+from .. import _models
+from .._check import require, require_number
+from .._keras import keras, remade, schedule_of, serializable, tf
+from ._strategy import replicas_here
+
+__all__ = ["Synchronous", "even", "synchronize"]
+
+CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+
+
+@serializable
+class Synchronous(keras.optimizers.Optimizer):
+    """An optimizer that clips and accumulates the gradient of the whole batch, not of each replica's part of it.
+
+        g = sum over replicas of their gradients;  every k batches: update with clip(mean of the last k g)
+
+    Keras' optimizers clip before the sum, which gives another result for each number of replicas, and their
+    accumulation does not run under MirroredStrategy. On one device both are the same.
+
+    Args:
+      optimizer: a Keras optimizer with the settings that are wanted: `clipnorm`, `clipvalue` or `global_clipnorm`, and
+        `gradient_accumulation_steps` (k). It is only read. As in Keras its schedule counts batches, not updates.
+      name: of the new one.
+
+    Raises:
+      TypeError: `optimizer` is not a Keras optimizer.
+      ValueError: it wraps another one; it replaces the weights by their average on the way (`ema_overwrite_frequency`);
+        or it averages the weights and accumulates. See average.SWA for such averages.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      >>> model.compile(Synchronous(keras.optimizers.SGD(0.1, global_clipnorm=1.0)), "mse")
+      >>> round(float(model.optimizer.learning_rate), 3)
+      0.1
+    """
+
+    def __init__(self, optimizer, name="synchronous"):
+        require(isinstance(optimizer, keras.optimizers.Optimizer), "Synchronous needs a Keras optimizer",
+                optimizer=optimizer, error=TypeError)
+        require(not hasattr(optimizer, "inner_optimizer"), "Synchronous must stand inside other wrappers",
+                optimizer=type(optimizer).__name__, do="Wrap what it wraps.")
+        require(not optimizer.ema_overwrite_frequency, "Synchronous cannot replace the weights on the way",
+                ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
+        self.every = optimizer.gradient_accumulation_steps or 1
+        require(not (optimizer.use_ema and self.every > 1), "Synchronous cannot average the weights while accumulating",
+                use_ema=True, gradient_accumulation_steps=self.every, do="Use average.SWA(momentum=...).")
+        super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
+        changes = dict.fromkeys((*CLIPS, "gradient_accumulation_steps"))
+        if self.every > 1 and schedule_of(optimizer) is not None:
+            changes["learning_rate"] = _Updates(schedule_of(optimizer), self.every)
+        self.inner_optimizer = type(optimizer).from_config({**optimizer.get_config(), **changes})
+
+    def build(self, variables):
+        self.inner_optimizer.build(variables)
+        self.sums = [self.add_variable(variable.shape, dtype=variable.dtype, aggregation="only_first_replica",
+                                       name="sum") for variable in variables] if self.every > 1 else []
+        super().build(variables)
+
+    def apply(self, grads, trainable_variables=None):
+        variables = list(trainable_variables or self._trainable_variables)
+        if not self.built:
+            self.build(variables)
+        places = [place for place, gradient in enumerate(grads) if gradient is not None]
+        replica = tf.distribute.get_replica_context()
+        grads = replica.all_reduce("SUM", [tf.convert_to_tensor(grads[place]) for place in places])
+        variables = [variables[place] for place in places]
+
+        def update(grads):
+            """The optimizer adds up what all replicas give it, and they all give it the same."""
+            share = tf.distribute.get_strategy().num_replicas_in_sync
+            self.inner_optimizer.apply([gradient / share for gradient in self._clip_gradients(grads)], variables)
+
+        if self.every == 1:
+            update(grads)
+        else:
+            sums = [self.sums[self._get_variable_index(variable)] for variable in variables]
+            for total, gradient in zip(sums, grads, strict=True):
+                total.assign_add(gradient)
+
+            def update_and_restart():
+                update([total / self.every for total in sums])
+                for total in sums:
+                    total.assign(tf.zeros_like(total))
+
+            _cond((self._iterations + 1) % self.every == 0, update_and_restart)
+        self._iterations.assign_add(1)
+
+    @property
+    def variables(self):
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self.inner_optimizer.learning_rate = rate
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def get_config(self):
+        given = keras.optimizers.serialize(self.inner_optimizer)
+        given["config"].update({clip: getattr(self, clip) for clip in CLIPS})
+        if self.every > 1:
+            given["config"]["gradient_accumulation_steps"] = self.every
+            rate = schedule_of(self.inner_optimizer)
+            if isinstance(rate, _Updates):
+                given["config"]["learning_rate"] = keras.optimizers.schedules.serialize(rate.schedule)
+        return {"optimizer": given, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(keras.optimizers.deserialize(config["optimizer"], custom_objects), name=config["name"])
+
+
+class _Updates(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule over batches as one over updates, of which there is one every so many batches."""
+
+    def __init__(self, schedule, every):
+        self.schedule, self.every = schedule, every
+
+    def __call__(self, step):
+        return self.schedule(step * self.every + self.every - 1)
+
+    def get_config(self):
+        return {"schedule": self.schedule, "every": self.every}
+
+
+def _cond(due, act):
+    """Calls `act` on each replica where `due`, which is the same on all of them."""
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        tf.cond(due, lambda: (act(), tf.no_op())[1], tf.no_op)
+        return
+
+    def across(strategy, due):
+        due = strategy.experimental_local_results(due)[0]
+        tf.cond(due, lambda: (strategy.extended.call_for_each_replica(act), tf.no_op())[1], tf.no_op)
+
+    tf.distribute.get_replica_context().merge_call(across, args=(due,))
+
+
+def even(data, *, replicas=None):
+    """The data set with batches that the replicas can share evenly: a remainder is left out.
+
+        n -> n - n mod replicas
+
+    For `fit` alone: of a batch that the replicas cannot share evenly, such as the last one of an epoch, the examples
+    have unequal weights in Keras' gradient. `evaluate` and `predict` are right for any batch.
+
+    Args:
+      data: a tf.data.Dataset of batches, shuffled so that each epoch leaves out others.
+      replicas: how many share a batch, >= 1; None is those of the strategy that `distribute.strategy` gave.
+
+    Returns:
+      A tf.data.Dataset.
+
+    Raises:
+      TypeError: `data` is not a tf.data.Dataset.
+      ValueError: `replicas` is not a whole number >= 1.
+
+    Example:
+      >>> data = tf.data.Dataset.range(11).batch(4)
+      >>> [len(batch) for batch in even(data, replicas=2)]
+      [4, 4, 2]
+    """
+    require(isinstance(data, tf.data.Dataset), "distribute.even needs a tf.data.Dataset of batches",
+            data=type(data).__name__, do="Make one with data.arrays(x, y, batch).", error=TypeError)
+    replicas = replicas_here() if replicas is None else replicas
+    require_number("replicas", replicas, low=1, integer=True)
+
+    def size(*batch):
+        return tf.shape(keras.tree.flatten(batch)[0])[0]
+
+    def cut(*batch):
+        keep = size(*batch) // replicas * replicas
+        cut = keras.tree.map_structure(lambda part: part[:keep], batch)
+        return cut if len(cut) > 1 else cut[0]
+
+    return data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE)
+
+
+def synchronize(model):
+    """A copy whose batch normalisations see the whole batch, as on one device, not the part of their replica.
+
+        mean, variance = of the examples of all replicas
+
+    Args:
+      model: a built functional or Sequential model.
+
+    Returns:
+      An uncompiled keras.Model with the same weights, made in the model's own strategy or, if it has none, in the scope
+      of the call.
+
+    Raises:
+      ValueError: the model is not built, or not a graph of layers.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+      >>> synchronize(model).layers[0].synchronized
+      True
+    """
+    _models.require_graph(model, "distribute.synchronize")
+    return _models.copy(model, change=lambda layer: remade(layer, {"synchronized": True}) if unsynchronized(layer)
+                        else None)
+
+
+def unsynchronized(layer):
+    return isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
