@@ -232,7 +232,7 @@ class Search:
             require(val is not None or not needed, "this objective needs validation data", objective=needed,
                     do="Pass `val`, or `folds`.")
         for name, data in (("train", train), ("val", val)):
-            pair = isinstance(data, tuple | list) and len(data) in (2, 3)
+            pair = isinstance(data, tuple | list) and len(data) == 2
             require(data is None or pair or callable(data) or isinstance(data, tf.data.Dataset),
                     f"`{name}` must be (x, y) arrays, a tf.data.Dataset, or a function of `hp`",
                     **{name: type(data).__name__})
@@ -273,10 +273,10 @@ def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
     for fold, (inside, outside) in enumerate(_trial.split(y, folds, seed)):
         fold_seed = _oracles.derived(seed, "fold", fold) % 2**32
         with seeded(fold_seed), fresh_names():
-            model, order = task.model(None), _trial.Order()
+            model = task.model(None)
             train, val = ((keras.tree.map_structure(lambda a, rows=part: np.asarray(a)[rows], x), np.asarray(y)[part])
                           for part in (inside, outside))
-            model.fit(order.batches(train, batch_size, fold_seed), epochs=epochs, callbacks=[order], verbose=0)
+            model.fit(_trial.batches_of(train, batch_size, fold_seed), epochs=epochs, shuffle=False, verbose=0)
             rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
     return pd.DataFrame(rows).rename_axis("fold")
 
@@ -321,9 +321,7 @@ def first_look(task):
 
 def require_objective(task, hp, model):
     hp.steps = functools.partial(task.steps_of, hp, task.data("train", hp))
-    batches = task.data("train", hp)
-    if not isinstance(batches, tf.data.Dataset):
-        batches = _trial.Order().batches(batches, task.batch_of(hp), 0)
+    batches = _trial.batches_of(task.data("train", hp), task.batch_of(hp), 0)
     batch = next(iter(batches.take(1)))
     model.run_eagerly = True                                         # one step is not worth a graph
     logs = model.train_on_batch(*batch, return_dict=True)

@@ -11,14 +11,14 @@ import pathlib
 import shutil
 import time
 import traceback
+import warnings
 
 import numpy as np
 
-from .. import callbacks as house
-from .. import report
+from .. import data, report
 from .._check import require
 from .._keras import fresh_names, keras, seeded, tf
-from ..data._arrays import permutation
+from ..callbacks import Resume
 from ..report._measure import Subject
 from . import _oracles
 from ._study import require_finite
@@ -68,8 +68,8 @@ class Task:
 
     def data(self, which, hp):
         """Training or validation data as the user means them for these values."""
-        data = getattr(self, which)
-        return data(hp) if callable(data) and not isinstance(data, tf.data.Dataset) else data
+        given = getattr(self, which)
+        return given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
 
     def epochs_of(self, hp):
         return int(hp.values.get("tuner/epochs", hp.values.get("epochs", self.epochs)))
@@ -77,37 +77,15 @@ class Task:
     def batch_of(self, hp):
         return int(hp.values.get("batch_size", self.batch_size))
 
-    def steps_of(self, hp, data):
+    def steps_of(self, hp, train):
         """Optimizer steps of a whole trial, None if the data do not say."""
-        if isinstance(data, tf.data.Dataset):
-            batches = int(data.cardinality())
+        if isinstance(train, tf.data.Dataset):
+            batches = int(train.cardinality())
             return batches * self.epochs_of(hp) if batches > 0 else None
-        examples = len(keras.tree.flatten(data[0])[0])
+        examples = len(keras.tree.flatten(train[0])[0])
         if self.folds:
             examples -= examples // self.folds
         return -(-examples // self.batch_of(hp)) * self.epochs_of(hp)
-
-
-class Order(keras.callbacks.Callback):
-    """Batches of arrays in an order that (seed, epoch) alone decides, so that a restart goes on in the same order."""
-
-    epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def batches(self, data, batch, seed):
-        with tf.device("CPU"):
-            tensors = keras.tree.map_structure(_tensor, tuple(data))
-        count = keras.tree.flatten(tensors)[0].shape[0]
-
-        def rows(_):
-            order = tf.numpy_function(lambda: permutation(count, seed, self.epoch), [], tf.int64)
-            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, [count]))
-
-        return (tf.data.Dataset.range(1).flat_map(rows).batch(batch)
-                .map(lambda rows: keras.tree.map_structure(lambda t: tf.gather(t, rows), tensors))
-                .apply(tf.data.experimental.assert_cardinality(-(-count // batch))).prefetch(2))
 
 
 class Best(keras.callbacks.Callback):
@@ -206,7 +184,9 @@ def _run(task, job, hp, alive):
 
 
 def task_seed(task, job, *more):
-    return _oracles.derived(task.seed, "trial", job["number"], *more) % 2**32
+    """What Hyperband promotes starts again from the weights it started from."""
+    first = int(job["values"].get("tuner/trial_id", job["number"]))
+    return _oracles.derived(task.seed, "trial", first, *more) % 2**32
 
 
 def is_bad(values, best, way):
@@ -220,8 +200,7 @@ def _train(task, hp, folder, train, val, seed, alive):
     keras.utils.set_random_seed(seed)
     hp.steps = functools.partial(task.steps_of, hp, train if task.folds is None else task.data("train", hp))
     model = task.model(hp)
-    order, batch = Order(), task.batch_of(hp)
-    batches = train if isinstance(train, tf.data.Dataset) else order.batches(train, batch, seed)
+    batches = batches_of(train, task.batch_of(hp), seed)
     built(model, batches)
     facts = measured(model, {*task.limits, *task.objectives})
     over = [f"{name} {facts[name]:,} > {limit:,}" for name, limit in task.limits.items() if facts[name] > limit]
@@ -234,7 +213,7 @@ def _train(task, hp, folder, train, val, seed, alive):
     best = Best(folder, *task.watched, alive)
     given = list(task.callbacks(hp)) if task.callbacks else []
     result = task.fit(hp, model, batches, validation_data=val, epochs=task.epochs_of(hp), verbose=0,
-                      shuffle=False, callbacks=[order, *given, best, house.Resume(folder / "resume")],
+                      shuffle=False, callbacks=[*given, best, Resume(folder / "resume")],
                       **({} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}))
     if "logs" not in best.note:                                      # a `fit` of the user's own that called no callback
         logs = result if isinstance(result, dict) else {task.watched[0]: result}
@@ -256,6 +235,11 @@ def _score(task, hp, runs):
     folds = [note["logs"][task.watched[0]] for note in notes] if task.folds else []
     return {"status": "completed", "scores": scores, "spread": spread, "folds": folds, "facts": facts,
             "epoch": notes[0]["epoch"] if not task.folds else None}
+
+
+def batches_of(train, batch, seed):
+    """A data set as it is; arrays in an order that (seed, epoch) decides, which `Resume` brings back."""
+    return train if isinstance(train, tf.data.Dataset) else data.arrays(*train, batch, seed=seed)
 
 
 def built(model, batches):
@@ -345,10 +329,7 @@ def load(task, trial, folder):
         model = task.model(hp)
         if not model.built:
             model.build_from_config(note["build"])
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                          # the state of the optimizer stays behind
+            model.load_weights(path)
     return model
-
-
-def _tensor(array):
-    tensor = tf.convert_to_tensor(array)
-    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
