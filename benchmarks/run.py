@@ -18,8 +18,8 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 FILE = HERE.parent / "docs" / "measured" / "bench.txt"
-VERSIONS = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "keras-tuner", "ai-edge-litert", "numpy",
-            "optuna", "albumentations")
+VERSIONS = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "keras-tuner", "ai-edge-litert",
+            "numpy", "optuna", "albumentations")
 
 
 def processor():
