@@ -4,9 +4,11 @@
 
 Fashion-MNIST: the network of 92,906 parameters is trained for 24 epochs, to where its rate is zero (50,000 images to
 train on, 10,000 to choose by), then it is made smaller; the 10,000 test images are seen once, at the end. "control" is
-the original trained on for as many epochs as the file has seen, at the rate of the first step, and not made smaller: it
-tells what more epochs alone do. Rows go to docs/measured/compress.csv. A stopped run goes on where it was. Fashion-MNIST comes from where
-`keras.datasets.fashion_mnist.load_data()` finds it; the folder is cut from scikit-learn's two photographs.
+the original trained on for as many epochs as the file has seen, at the rate of the first step, and not made smaller:
+it tells what more epochs alone do. Rows go to docs/measured/compress.csv. A stopped run goes on where it was.
+
+Fashion-MNIST comes from where `keras.datasets.fashion_mnist.load_data()` finds it; the folder is cut from
+scikit-learn's photographs.
 """
 
 import argparse

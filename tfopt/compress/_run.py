@@ -51,7 +51,7 @@ class Result:
         `kept`, `accuracy` with its interval `low`, `high`, `drop` and the `allowed` one, `sparsity` (share of zeros in
         the kernels), `values` (most different values in a kernel), `bytes`, `gzip`, `macs`, `latency_ms`, `epochs`
         (trained since the original), `seconds`, `why` (of a step that could not be taken).
-      best: the last Keras model that was kept, plain and not compiled.
+      best: the last Keras model that was kept, plain and not compiled; a copy of the original if none was.
       lite: the LiteRT file made of it, a `quantize.LiteModel`; None if no form of it was good enough.
 
     Args:
@@ -163,7 +163,7 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STEPS, epochs=3, 
                               else [str(train.element_spec), training.steps]),
                     "optimizer": f"{type(training.optimizer).__name__}, peak {training.peak:g}", "epochs": int(epochs),
                     "seed": int(seed), "distill": "distill" in ladder}
-        climb = _Climb(model, training, val, Record(directory, settings), seed)
+        climb = _Climb(_steps.start(model, seed), training, val, Record(directory, settings), seed)
         work = [(step, strengths) for step, strengths in ladder.items() if step != "distill"]
         for number, (step, strengths) in enumerate(work, 1):
             climb.take(step, strengths, max_drop * number / len(work))

@@ -1,5 +1,7 @@
 """The steps of the ladder: each takes a model and a strength, and gives a smaller model that was trained again."""
 
+import itertools
+
 import numpy as np
 
 from .. import _models, cluster, distill, prune, quantize, schedules, shrink
@@ -93,6 +95,16 @@ def quantized(model, form, training, preserve):
     aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), training.sample)
     training.fit(aware, _RATES["quantize"])
     return quantize.convert(aware, calibration=training.sample)
+
+
+def start(model, seed):
+    """A copy of the original whose dropout depends on `seed` alone: Keras does not save how far it had come."""
+    numbers = itertools.count()
+
+    def value(variable):
+        return np.array([seed, next(numbers)]) if variable.name == "seed_generator_state" else variable
+
+    return _models.copy(model, value=value)
 
 
 def structure(step, strength, model):

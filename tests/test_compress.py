@@ -1,0 +1,309 @@
+"""The ladder keeps what it promises: the accuracy, the zeros, the shared values, the user's model, and a killed run."""
+
+import json
+import math
+import random
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+
+from tfopt import compress, data, quantize
+from tfopt.compress import _record, _run, _steps
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+STEPS = {"distill": (), "shrink": (0.75, 0.02), "prune": (0.5, 0.99), "cluster": (12,),
+         "quantize": ("int8 trained",)}
+PROGRAM = """
+import os, pathlib, signal, sys
+import keras, numpy as np
+from tfopt import compress
+from tfopt.compress import _record
+
+folder, kills = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+add = _record.Record._add
+
+def cut(self, line):
+    global kills
+    kills -= 1
+    if kills < 0:                                          # half a line, and then nothing
+        with open(self.path, "a") as file:
+            file.write(str(line)[:20])
+            file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, line)
+
+_record.Record._add = cut
+model = keras.models.load_model(folder / "model.keras")
+with np.load(folder / "digits.npz") as file:
+    train, val, test = [(file[part + "_x"], file[part + "_y"]) for part in ("train", "val", "test")]
+compress.run(model, train, val, test=test, directory=folder / "tried", **eval(sys.argv[3]))
+"""
+OPTIONS = {"steps": STEPS, "max_drop": 0.04, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] / 16).astype("float32"), y[order]
+    return [(x[rows], y[rows]) for rows in (slice(0, 1000), slice(1000, 1400), slice(1400, None))]
+
+
+@pytest.fixture(scope="module")
+def model(parts):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dropout(0.1),
+                              keras.layers.Dense(32, "relu"), keras.layers.Dense(10)], name="digits")
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 600)), LOSS,
+                  metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)])
+    model.fit(*parts[0], batch_size=32, epochs=15, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def states(model):
+    """What must not change, before and after."""
+    def now():
+        return ([w.copy() for w in model.get_weights()], [v.numpy() for v in model.optimizer.variables],
+                keras.tree.flatten(keras.random.normal((1,), seed=3)), np.random.get_state()[1].tolist(),
+                random.getstate(), [layer.trainable for layer in model.layers], model.optimizer, model.loss)
+    return now
+
+
+@pytest.fixture(scope="module")
+def climbed(model, parts, states):
+    before = states()
+    result = compress.run(model, *parts[:2], test=parts[2], **OPTIONS)
+    return result, before, states()
+
+
+def right(model, examples):
+    return float((model.predict(examples[0]).argmax(-1) == examples[1]).mean())
+
+
+def test_the_ladder_is_climbed(climbed, parts):
+    result, _, _ = climbed
+    assert [row.name for row in result.table.rows] == [
+        "original", "shrink 0.75", "prune 0.5", "12 values", "original, int8", "int8 trained"]
+    kept = result.tried[result.tried.kept]
+    assert list(kept.step) == ["original", "shrink", "prune", "cluster", "quantize"]
+    assert list(kept.epochs) == [0, 2, 4, 6, 8]
+    assert (kept["drop"][1:] <= 0.04 * np.array([1, 2, 3, 4]) / 4 + 1e-9).all()
+    assert set(result.tried.strength.astype(str)) >= {"0.02", "0.99"}, "the strongest were tried"
+    assert not result.tried.kept[result.tried.strength.isin([0.02, 0.99])].any()
+    small, large = result.table.rows[-1], result.table.rows[0]
+    assert small.gzip < large.gzip / 5
+
+
+def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(climbed, model, parts):
+    result, _, _ = climbed
+    rows = {row.name: row for row in result.table.rows}
+    assert rows["original"].accuracy == pytest.approx(right(model, parts[2]))
+    assert rows["12 values"].accuracy == pytest.approx(right(result.best, parts[2]))
+    assert rows["int8 trained"].accuracy == pytest.approx(right(result.lite, parts[2]))
+    assert {row.examples for row in rows.values()} == {397}
+    kept = result.tried[result.tried.kept].set_index("step")
+    assert kept.accuracy["cluster"] == pytest.approx(right(result.best, parts[1]))
+    assert kept["drop"]["quantize"] == pytest.approx(right(model, parts[1]) - right(result.lite, parts[1]))
+
+
+def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(climbed):
+    result, _, _ = climbed
+    kernels = [layer.kernel.numpy() for layer in result.best.layers if hasattr(layer, "kernel")]
+    assert all((kernel == 0).mean() >= 0.499 for kernel in kernels)
+    assert all(np.unique(kernel).size <= 12 for kernel in kernels)
+    stored = list(result.lite.kernels.values())
+    assert len(stored) == len(kernels)
+    assert all((kernel == 0).mean() >= 0.499 for kernel in stored)
+    assert all(len(np.unique(row)) <= 12 for kernel in stored for row in kernel)
+
+
+def test_nothing_of_the_users_is_changed(climbed):
+    _, before, after = climbed
+    keras.tree.map_structure(np.testing.assert_array_equal, before[:3], after[:3])
+    assert before[3:] == after[3:]
+
+
+def test_the_test_data_choose_nothing(climbed, model, parts):
+    """Other labels there change the table alone."""
+    result, _, _ = climbed
+    other = parts[2][0], (parts[2][1] + 1) % 10
+    steps = {**STEPS, "quantize": ("int8",)}
+    again = compress.run(model, *parts[:2], test=other, **{**OPTIONS, "steps": steps})
+    same = ["name", "accuracy", "gzip", "kept", "values"]
+    count = len(again.tried) - 1
+    pd.testing.assert_frame_equal(again.tried[same][:count], result.tried[same][:count])
+    keras.tree.map_structure(np.testing.assert_array_equal, again.best.get_weights(), result.best.get_weights())
+    assert again.table.rows[0].accuracy < 0.2
+
+
+@pytest.mark.parametrize("kills", [4])
+def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills):
+    """After SIGKILL in the middle of a line the run ends as the one that nothing stopped; what was tried stays."""
+    result, _, _ = climbed
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "digits.npz", **{f"{name}_{part}": array for name, pair in zip(
+        ("train", "val", "test"), parts, strict=True) for part, array in zip("xy", pair, strict=True)})
+    done = run_python(PROGRAM, tmp_path, kills, repr(OPTIONS), check=False)
+    assert done.returncode == -9, done.stderr[-2000:]
+    lines = (tmp_path / "tried" / "tried.jsonl").read_text().split("\n")
+    assert len(lines) == kills + 1
+    with pytest.warns(UserWarning, match="cut short"):
+        again = compress.run(model, *parts[:2], test=parts[2], directory=tmp_path / "tried", **OPTIONS)
+    assert (tmp_path / "tried" / "tried.jsonl").read_text().split("\n")[:kills] == lines[:kills]
+    varying = ["seconds", "latency_ms", "bytes", "gzip"]                   # a LiteRT file holds how long it took
+    pd.testing.assert_frame_equal(again.tried.drop(columns=varying), result.tried.drop(columns=varying))
+    assert list(again.tried.gzip[:-1]) == list(result.tried.gzip[:-1])
+    keras.tree.map_structure(np.testing.assert_array_equal, again.best.get_weights(), result.best.get_weights())
+    np.testing.assert_array_equal(again.lite.predict(parts[2][0]), result.lite.predict(parts[2][0]))
+
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()}
+    once_more = compress.run(model, *parts[:2], test=parts[2], directory=tmp_path / "tried", **OPTIONS)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()} == before
+    pd.testing.assert_frame_equal(once_more.tried, again.tried)
+    with pytest.raises(ValueError, match=r"hold the same run.*differs=\['epochs'\]"):
+        compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], steps=STEPS, epochs=3)
+
+
+def test_a_spoilt_file_is_made_again(tmp_path, model):
+    record = _record.Record(tmp_path, {"seed": 0})
+    record.keep({"name": "a"}, model)
+    assert record.restore("a", lambda: keras.models.clone_model(model)) is not None
+    place, = tmp_path.glob("*.npz")
+    content = place.read_bytes()
+    for spoilt in (content[:-100], b"", bytes(300), content[:2000] + b"?" + content[2001:]):
+        place.write_bytes(spoilt)
+        assert record.restore("a", lambda: keras.models.clone_model(model)) is None
+    place.write_bytes(content)
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert record.restore("a", lambda: other) is None, "another structure"
+    assert record.restore("b") is None
+
+
+def test_a_spoilt_record_is_refused(tmp_path):
+    (tmp_path / "tried.jsonl").write_text('{"run": {"seed": 0}}\n{"na\n{"name": "b"}\n')
+    with pytest.raises(ValueError, match="cannot read"):
+        _record.Record(tmp_path, {"seed": 0})
+
+
+def test_it_saves_and_loads(climbed, parts, tmp_path):
+    result, _, _ = climbed
+    result.save(tmp_path / "out")
+    loaded = keras.models.load_model(tmp_path / "out" / "best.keras")
+    np.testing.assert_array_equal(loaded.predict(parts[2][0], verbose=0), result.best.predict(parts[2][0], verbose=0))
+    assert quantize.load(tmp_path / "out" / "best.tflite").content == result.lite.content
+    assert "12 values" in (tmp_path / "out" / "table.md").read_text()
+    assert len(pd.read_csv(tmp_path / "out" / "tried.csv")) == len(result.tried)
+    assert (tmp_path / "out" / "pareto.png").stat().st_size > 5000
+    assert json.loads(pd.read_csv(tmp_path / "out" / "table.csv").to_json())
+
+
+def test_datasets_and_a_val_without_test(model, parts):
+    """A Dataset does as well as arrays; half of `val` reports; what refuses is told, and what fails is left out."""
+    batches = data.arrays(*parts[0], 50)
+    result = compress.run(model, batches, data.arrays(*parts[1], 64, shuffle=False), epochs=1, max_drop=0,
+                          steps={"prune": (0.99,), "cluster": (5000, 4000)})
+    assert result.best is not model
+    keras.tree.map_structure(np.testing.assert_array_equal, result.best.get_weights(), model.get_weights())
+    assert result.lite is None
+    assert [row.name for row in result.table.rows] == ["original"]
+    assert result.table.rows[0].examples == 200
+    assert not result.tried.kept[1:].any()
+    assert result.tried.why.iloc[2:].str.contains("cluster").all()
+    assert list(result.tried.strength.iloc[2:]) == [5000, 4000][:len(result.tried) - 2] or len(result.tried) == 3
+
+
+# The pieces
+
+
+def test_bisection_finds_the_last_that_passes():
+    for count in range(1, 20):
+        for last in range(-1, count):
+            tried = []
+            assert _run.bisect(count, lambda i, last=last, tried=tried: tried.append(i) or i <= last) == last
+            assert len(tried) <= math.ceil(math.log2(count + 1))
+
+
+def test_the_halves_have_nothing_in_common():
+    data = np.arange(101), np.arange(101) * 2
+    first, second = _run._halves(data, 5)
+    assert sorted([*first[0], *second[0]]) == list(range(101))
+    assert all((part[1] == 2 * part[0]).all() for part in (first, second))
+    assert list(first[0]) != sorted(first[0])
+
+
+@pytest.mark.parametrize(("rate", "expected"), [
+    (0.25, 0.25), (keras.optimizers.schedules.CosineDecay(0.5, 100), 0.5),
+    (keras.optimizers.schedules.CosineDecay(0., 500, warmup_target=0.125, warmup_steps=700), 0.125)])
+def test_the_highest_rate_is_found(rate, expected):
+    assert _steps.peak(keras.optimizers.SGD(rate)) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_users_settings_train_the_candidates(model, parts):
+    training = _steps.Training(model, _run._training_data(parts[0], 0), 1, taught=False)
+    student = keras.models.clone_model(model)
+    training.fit(student, 0.1)
+    assert type(student.optimizer) is keras.optimizers.Adam
+    assert student.loss is LOSS
+    assert student.optimizer.iterations == 32 == training.steps
+    assert float(student.optimizer.learning_rate) == pytest.approx(0, abs=1e-8)
+    names = [metric.name for metric in student.metrics]
+    assert names == [metric.name for metric in model.metrics]
+    assert not {id(metric) for metric in student.metrics} & {id(metric) for metric in model.metrics}
+
+
+def test_the_smallest_kernels_are_left_out():
+    plan = pd.DataFrame({"layer": list("abcd"), "weights": [980, 5, 10, 300], "status": ["done"] * 3 + ["skipped"]})
+    assert _steps.large(plan) == ["a"]
+    assert _steps.large(plan.assign(weights=[500, 300, 200, 9])) == ["c", "b", "a"]
+
+
+def test_losing_zeros_or_values_is_noticed(climbed, model, parts):
+    """Negative controls of the check that every candidate passes."""
+    result, _, _ = climbed
+    paths = [layer.name for layer in result.best.layers if hasattr(layer, "kernel")]
+    _steps.require_kept("cluster", result.best, result.best, paths, paths)
+    _steps.require_kept("quantize", result.best, quantize.convert(result.best, calibration=parts[1][0]), paths, paths)
+    for bias, value in ((0.01, 0.), (0., 0.02)):
+        spoilt = keras.models.clone_model(result.best)
+        spoilt.set_weights([w + bias + value * np.random.default_rng(0).normal(size=w.shape) * (w != 0)
+                            for w in result.best.get_weights()])
+        lost = "zeros" if bias else "shared values"
+        for after in (spoilt, quantize.convert(spoilt, calibration=parts[1][0])):
+            with pytest.raises(RuntimeError, match=lost):
+                _steps.require_kept("a step", result.best, after, paths if bias else [], [] if bias else paths)
+
+
+def untrained(**compiled):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)], name="small")
+    if compiled:
+        model.compile(**compiled)
+    return model
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"model": keras.Sequential([keras.layers.Dense(3)])}, "needs a built"),
+    ({"model": untrained()}, "needs a model that was compiled with a loss"),
+    ({"steps": ("prune", "shrink")}, "in this order"),
+    ({"steps": ("distill",)}, "not distill alone"),
+    ({"steps": ("melt",)}, "`steps` must be some of"),
+    ({"steps": {"prune": ()}}, "needs strengths"),
+    ({"steps": {"quantize": ("int4",)}}, "the forms of quantize"),
+    ({"max_drop": 1}, "`max_drop`"), ({"max_drop": -0.1}, "`max_drop`"), ({"epochs": 0}, "`epochs`"),
+    ({"seed": -1}, "`seed`"), ({"val": np.zeros(3)}, "`val` must be"), ({"test": None}, "`test`|two examples"),
+    ({"train": iter([])}, "`train` must be")])
+def test_refusals(change, words):
+    x, y = np.zeros((4, 64), "float32"), np.arange(4)
+    given = {"model": untrained(optimizer="sgd", loss=LOSS), "train": (x, y), "val": (x[:1], y[:1]), "test": (x, y)}
+    with pytest.raises((ValueError, TypeError), match=words):
+        compress.run(**{**given, **change})
+
+
+def test_numbers_are_no_classes():
+    x = np.zeros((4, 64), "float32")
+    numbers = x, x[:, :10] + 0.3
+    with pytest.raises(ValueError, match="labels that are classes"):
+        compress.run(untrained(optimizer="sgd", loss="mse"), numbers, numbers)
