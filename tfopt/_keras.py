@@ -21,7 +21,6 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
     Trainer.fit: epoch_iterator, callbacks        3.15            the local names of what gives the batches and acts
     EpochIterator._enumerate_iterator             3.15            the steps of one epoch
-    EpochIterator._get_iterator                   3.15            what an iterator of an epoch is made of
     TFEpochIterator._distributed_dataset          3.15            the data set behind it
     ArrayDataAdapter._shuffle                     3.15            True, False or "batch"
     Trainer._initial_epoch                        3.15            the epoch that `fit` begins with, if not None
@@ -34,7 +33,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
     reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
     keras.src.backend.common.global_state         3.15            holds the generator behind seed=None
-    tensorflow.python.eager.context               TF 2.21         holds the counter that seeds eager operations
+    tensorflow.python.eager.context               TF 2.21         holds the seed, and the counter of eager operations
     tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
     tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
     Dataset._inputs, _functions                   TF 2.21         what a data set is made of, and calls
@@ -279,6 +278,11 @@ def mend_workers():
     tf_trainer.reduce_per_replica = reduce_scalars
 
 
+def global_seed():
+    """The number that tf.random.set_seed was given, or None."""
+    return eager_context.global_seed()
+
+
 @contextlib.contextmanager
 def same_randomness():
     """On leaving, the random states of Python, NumPy, TensorFlow and Keras are what they were on entering.
@@ -425,10 +429,6 @@ class Fit:
     @dataset.setter
     def dataset(self, dataset):
         self.iterator._distributed_dataset = self.model.distribute_strategy.experimental_distribute_dataset(dataset)
-
-    def batches(self):
-        """A new iterator of an epoch."""
-        return iter(self.iterator._get_iterator())
 
     def intercept(self, wrap):
         """From now on the steps of an epoch, (first, last, iterator of batches), are those of `wrap(own steps)`."""

@@ -3,8 +3,8 @@
     python benchmarks/verify/distribute.py [--topologies 2 4 workers] [--pieces NAME ...]
 
 Each topology trains all pieces in a process of its own, on the same global batches. The rows go to
-docs/measured/distribute.csv. A run that was interrupted goes on where it stopped: what was trained is in --folder. Below
-the pieces stand known exceptions and negative controls, which must differ, or fail.
+docs/measured/distribute.csv. A run that was interrupted goes on where it stopped: what was trained is in --folder.
+Below the pieces stand known exceptions and negative controls, which must differ, or fail.
 """
 
 import argparse

@@ -5,12 +5,13 @@ import typing
 
 if typing.TYPE_CHECKING:
     from ._corrected import Synchronous, even, synchronize
+    from ._findings import check
     from ._strategy import precision, strategy
 
-__all__ = ["Synchronous", "even", "precision", "strategy", "synchronize"]
+__all__ = ["Synchronous", "check", "even", "precision", "strategy", "synchronize"]
 
-_FILE = {"Synchronous": "_corrected", "even": "_corrected", "precision": "_strategy", "strategy": "_strategy",
-         "synchronize": "_corrected"}
+_FILE = {"Synchronous": "_corrected", "check": "_findings", "even": "_corrected", "precision": "_strategy",
+         "strategy": "_strategy", "synchronize": "_corrected"}
 
 
 def __getattr__(name):                                     # the launcher must not load TensorFlow

@@ -30,6 +30,7 @@ class Synchronous(keras.optimizers.Optimizer):
         or it averages the weights and accumulates. See average.SWA for such averages.
 
     Example:
+      >>> import keras
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
       >>> model.compile(Synchronous(keras.optimizers.SGD(0.1, global_clipnorm=1.0)), "mse")
       >>> round(float(model.optimizer.learning_rate), 3)
@@ -43,13 +44,14 @@ class Synchronous(keras.optimizers.Optimizer):
                 optimizer=type(optimizer).__name__, do="Wrap what it wraps.")
         require(not optimizer.ema_overwrite_frequency, "Synchronous cannot replace the weights on the way",
                 ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
-        self.every = optimizer.gradient_accumulation_steps or 1
-        require(not (optimizer.use_ema and self.every > 1), "Synchronous cannot average the weights while accumulating",
-                use_ema=True, gradient_accumulation_steps=self.every, do="Use average.SWA(momentum=...).")
+        every = optimizer.gradient_accumulation_steps or 1
+        require(not (optimizer.use_ema and every > 1), "Synchronous cannot average the weights while accumulating",
+                use_ema=True, gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
         super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
+        self.every = every
         changes = dict.fromkeys((*CLIPS, "gradient_accumulation_steps"))
-        if self.every > 1 and schedule_of(optimizer) is not None:
-            changes["learning_rate"] = _Updates(schedule_of(optimizer), self.every)
+        if every > 1 and schedule_of(optimizer) is not None:
+            changes["learning_rate"] = _Updates(schedule_of(optimizer), every)
         self.inner_optimizer = type(optimizer).from_config({**optimizer.get_config(), **changes})
 
     def build(self, variables):
@@ -167,6 +169,7 @@ def even(data, *, replicas=None):
       ValueError: `replicas` is not a whole number >= 1.
 
     Example:
+      >>> import tensorflow as tf
       >>> data = tf.data.Dataset.range(11).batch(4)
       >>> [len(batch) for batch in even(data, replicas=2)]
       [4, 4, 2]
@@ -203,6 +206,7 @@ def synchronize(model):
       ValueError: the model is not built, or not a graph of layers.
 
     Example:
+      >>> import keras
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
       >>> synchronize(model).layers[0].synchronized
       True

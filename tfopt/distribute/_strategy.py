@@ -6,7 +6,7 @@ import sys
 
 from .._check import require
 from .._keras import tf
-from ._workers import mend
+from ._workers import agree, mend
 
 __all__ = ["precision", "strategy"]
 
@@ -26,8 +26,9 @@ def strategy(kind="auto"):
                several GPUs (or several logical CPUs); else one
 
     Make the model and compile it inside `with distribute.strategy().scope():`; the call itself enters no scope. The
-    batch size is that of all replicas together. Several workers are also mended, see the card; they need the call
-    before TensorFlow computes anything, and the same `keras.utils.set_random_seed(...)` in each.
+    batch size is that of all replicas together. For several workers the call must come before TensorFlow computes
+    anything; it also corrects Keras, which does not train on them by itself, and gives them a common random seed if
+    they have none.
 
     Args:
       kind: "auto"; "tpu"; "multi_worker" (the machines in TF_CONFIG); "mirrored" (all devices of this machine); "one"
@@ -37,11 +38,12 @@ def strategy(kind="auto"):
       A tf.distribute.Strategy; a second call returns the first one's.
 
     Raises:
-      ValueError: an unknown kind, or one that does not work with Keras 3; the devices are not there; TF_CONFIG is not a
-        list of workers; the call stands inside a scope.
+      ValueError: an unknown kind, or one that does not work with Keras 3; no TPU answers; TF_CONFIG is not a list of
+        workers, or their seeds differ; the call stands inside a scope.
       RuntimeError: this process already has another strategy, or computed something before the workers were joined.
 
     Example:
+      >>> import keras
       >>> one = strategy("one")
       >>> with one.scope():
       ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -67,6 +69,11 @@ def strategy(kind="auto"):
         why = _WHY[kind].format(replicas=made.num_replicas_in_sync)
     sys.stderr.write(f"distribute.strategy: {kind}, {why}.\n")
     return made
+
+
+def made():
+    """The strategy over several devices that `strategy` gave this process, or None."""
+    return next(iter(_made.values()), None)
 
 
 def replicas_here():
@@ -106,6 +113,7 @@ def _multi_worker():
         raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
                            f"{error}. Move the call to the top of the script.") from error
     mend(made)
+    agree(made)
     return made
 
 

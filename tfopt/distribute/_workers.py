@@ -1,9 +1,11 @@
-"""Does Keras train under a strategy of several workers, and the correction where it does not."""
+"""Several workers: does Keras train on them, the correction where it does not, and one order of the examples."""
+
+import random
 
 import numpy as np
 
 from .._check import require
-from .._keras import keras, mend_workers, same_randomness
+from .._keras import global_seed, keras, mend_workers, same_randomness, tf
 
 
 def mend(strategy):
@@ -32,8 +34,25 @@ def fault(strategy):
                 kernel = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="probe_kernel")
                 model = keras.Sequential([keras.Input((1,), name="probe_input"), kernel], name="probe")
                 model.compile(keras.optimizers.SGD(0.1, name="probe_rate"), "mse")
-            loss = model.fit(x, 0 * x, batch_size=size, verbose=0).history["loss"][0]
+            loss = model.fit(x, 0 * x, size, shuffle=False, verbose=0).history["loss"][0]
     except (TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     seen, expected = (loss, kernel.kernel.numpy().item()), (np.mean(x ** 2), 1 - 0.2 * np.mean(x ** 2))
     return None if np.allclose(seen, expected) else f"loss and weight are {seen} instead of {expected}"
+
+
+def agree(strategy):
+    """Gives workers without a random seed a common one, and refuses workers whose seeds differ.
+
+    Each worker shuffles all examples and takes its share. If their orders differ, some examples are seen twice and
+    others never.
+    """
+    seed = global_seed()
+    told = [seed is not None, seed or random.randrange(2 ** 31)]
+    seeds = strategy.gather(strategy.run(lambda: tf.constant([told], tf.int64)), axis=0).numpy().tolist()
+    if not any(given for given, _ in seeds):
+        tf.random.set_seed(seeds[0][1])
+        return
+    require(all(other == seeds[0] for other in seeds), "all workers must have the same random seed, or they shuffle "
+            "differently", seeds=[value if given else None for given, value in seeds],
+            do="Call keras.utils.set_random_seed(number) with the same number in each.")

@@ -1,0 +1,125 @@
+"""What in a model will not behave under several replicas as it does on one device."""
+
+import pandas as pd
+
+from .. import _models
+from .._keras import graph_of, keras, mask_of, parts_of, tf
+from ._corrected import CLIPS, Synchronous, unsynchronized
+from ._strategy import made, replicas_here
+
+__all__ = ["check"]
+
+OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_replicas_in_sync"
+
+
+def check(model, data=None):
+    """What in a model will not behave under several replicas as on one device, and what to do.
+
+    Each kind of finding stands as a row of docs/measured/distribute.csv: it was run on two devices and fails or differs
+    there. A custom layer that assigns to its own variables is not seen.
+
+    Args:
+      model: a built keras.Model; compile it first, or the optimizer and the loss are not looked at.
+      data: None, or the tf.data.Dataset of batches that `fit` will get.
+
+    Returns:
+      pandas.DataFrame with a row for each finding: `part` (layer, optimizer, ...), `finding`, `effect` and `do`. The
+      effect is "fails" (an error), "differs" (silently another result), "random" (other random numbers), or "unknown"
+      (code of your own).
+
+    Raises:
+      ValueError: the model is not built.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="bn")])
+      >>> model.compile(keras.optimizers.SGD(0.1, clipnorm=1.0), "mse")
+      >>> print(check(model)[["part", "effect"]].to_string(index=False))
+           part  effect
+      optimizer differs
+             bn differs
+    """
+    _models.require_model(model, "distribute.check")
+    optimizer = getattr(model, "optimizer", None)
+    rows = [*_of_scope(model), *_of_compile(model), *_of_optimizer(optimizer), *_of_class(model), *_of_outputs(model),
+            *_of_layers(model), *_of_data(data)]
+    return pd.DataFrame(rows, columns=["part", "finding", "effect", "do"])
+
+
+def _of_scope(model):
+    if made() is not None and model.distribute_strategy is not made():
+        yield ("model", "made outside of the strategy's scope: it trains on one device", "differs",
+               "make and compile it inside `with strategy.scope():`")
+
+
+def _of_compile(model):
+    if not model.compiled:
+        return
+    if model.steps_per_execution > 1:
+        yield "compile", f"steps_per_execution={model.steps_per_execution}", "fails", "leave it at 1"
+    if model.jit_compile and not tf.config.list_physical_devices("GPU"):
+        yield "compile", "jit_compile=True without a GPU", "fails", "jit_compile=False"
+    for loss in keras.tree.flatten(model.loss):
+        if getattr(loss, "reduction", None) == "sum":
+            yield ("compile", f"the loss {loss.name} is a sum, which Keras divides by the replicas", "differs",
+                   "take the mean, reduction=\"sum_over_batch_size\", and a larger rate")
+
+
+def _of_optimizer(optimizer):
+    while hasattr(optimizer, "inner_optimizer") and not isinstance(optimizer, Synchronous):
+        optimizer = optimizer.inner_optimizer
+    if optimizer is None or isinstance(optimizer, Synchronous):
+        return
+    clips = {clip: getattr(optimizer, clip) for clip in CLIPS if getattr(optimizer, clip)}
+    for clip, value in clips.items():
+        yield ("optimizer", f"{clip}={value} clips the part of each replica", "differs",
+               "distribute.Synchronous(optimizer)")
+    if optimizer.gradient_accumulation_steps:
+        yield ("optimizer", f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}", "fails",
+               "distribute.Synchronous(optimizer)")
+    if optimizer.ema_overwrite_frequency:
+        yield ("optimizer", f"ema_overwrite_frequency={optimizer.ema_overwrite_frequency}", "fails",
+               "leave it out, or average.SWA(momentum=...)")
+
+
+def _of_class(model):
+    for part in parts_of(model):
+        if isinstance(part, keras.distillation.Distiller) and not _ours(type(part)):
+            yield part.name, "the teacher's loss is not divided by the replicas", "differs", "distill.Distiller"
+            continue
+        for method in ("train_step", "compute_loss"):
+            owner = next((kind for kind in type(part).__mro__ if method in vars(kind)), None)
+            if owner and not owner.__module__.startswith("keras.") and not _ours(owner):
+                yield part.name, f"{owner.__name__}.{method} is your own", "unknown", OWN_LOSS
+
+
+def _ours(kind):
+    return kind.__module__.startswith("tfopt.")
+
+
+def _of_outputs(model):
+    graph = graph_of(model)
+    if graph is not None and any(mask_of(output) is not None for output in graph.outputs):
+        yield ("model", "its outputs have a mask: the loss is a mean over the steps that are left to each replica",
+               "differs", "no mask_zero; pass sample_weight of shape (batch, steps)")
+
+
+def _of_layers(model):
+    for part in parts_of(model):
+        if unsynchronized(part) and part.trainable:
+            yield part.name, "sees its replica's part of the batch", "differs", "distribute.synchronize(model)"
+        if getattr(part, "seed_generator", None) is not None:
+            yield part.name, "each replica draws for its own examples", "random", "nothing"
+        if type(part).__module__.startswith("tfopt.quantize"):
+            yield part.name, "each replica has ranges of its own, averaged at each step", "differs", "nothing"
+
+
+def _of_data(data):
+    if data is None:
+        return
+    sizes = {spec.shape[0] for spec in keras.tree.flatten(data.element_spec)}
+    if None in sizes:
+        yield ("data", "its last batch may be one that the replicas cannot share evenly", "differs",
+               "distribute.even(data) for fit")
+    elif any(size % replicas_here() for size in sizes):
+        yield "data", f"{replicas_here()} replicas cannot share {max(sizes)} evenly", "differs", "another batch size"
