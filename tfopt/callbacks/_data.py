@@ -20,6 +20,8 @@ ADVICE = ("Seed every shuffle and random change, or call keras.utils.set_random_
 class Source:
     """The batches of one `fit`, watched: `first` is a checksum of the first batch of the last pass.
 
+    `form` is how many batches an epoch has, None if that is not known, and what they hold, as JSON has it.
+
     Args:
       fit: the `_keras.Fit` that is running.
       saved: what `saved` told in the run that is resumed, or None.
@@ -33,22 +35,20 @@ class Source:
         with shuffled_by(self._shuffled) if self.seed is not None else contextlib.nullcontext():
             dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
         self.spec = dataset.element_spec
+        leaves = [leaf for leaf in tf.nest.flatten(self.spec, expand_composites=True) if hasattr(leaf, "shape")]
+        self.form = {"batches": fit.iterator.num_batches, "arrays": [
+            [None if leaf.shape.rank is None else list(leaf.shape), leaf.dtype.name] for leaf in leaves]}
         self.counters, self.starts, self.straight = [], [], False
         if isinstance(dataset, tf.data.Dataset):                         # else the user has distributed it already
             self.counters = [node.epochs for node in datasets_in(dataset) if hasattr(node, "epochs")]
             self.starts = saved["starts"] if saved else [counter.next for counter in self.counters]
-            self.straight = not fit.iterator.steps_per_epoch and (self.seed is not None or _is_straight(dataset))
+            self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
+                self.seed is not None or _is_straight(dataset))
             fit.dataset = dataset.enumerate().map(self._watched)
 
     def saved(self):
         """What the next run has to know."""
         return {"seed": self.seed, "starts": self.starts, "first": self.first}
-
-    def form(self):
-        """How many batches an epoch has, and what they are, as JSON has it."""
-        leaves = [leaf for leaf in tf.nest.flatten(self.spec, expand_composites=True) if hasattr(leaf, "shape")]
-        return {"batches": self.fit.iterator.num_batches,
-                "arrays": [[None if leaf.shape.rank is None else list(leaf.shape), leaf.dtype.name] for leaf in leaves]}
 
     def symbols(self):
         """A batch of KerasTensors, to build what is not built yet."""
@@ -60,20 +60,17 @@ class Source:
 
         Args:
           epochs: passes that are over.
-          steps: the epoch iterator's own generator of steps.
+          steps: the epoch iterator's own generator of steps; it makes new iterators when Keras would.
         """
         self.draws = (epochs - 1) * self.draws_a_pass if self.straight else 0
         for counter, start in zip(self.counters, self.starts, strict=True):
             counter.next = start + epochs - 1 if self.straight else start
         for epoch in range(epochs):
-            if not self.straight:
-                with self.fit.iterator.catch_stop_iteration():
-                    for begin, end, batches in steps():
-                        take(batches, end + 1 - begin)
-            else:
-                batches = self.fit.batches()
-                if epoch == epochs - 1:
-                    next(batches, None)
+            with self.fit.iterator.catch_stop_iteration():
+                for number, (begin, end, batches) in enumerate(steps()):
+                    if not self.straight or (number == 0 and epoch == epochs - 1):
+                        for _ in range(begin, end + 1):
+                            next(batches)
         if self.straight:
             self.draws = epochs * self.draws_a_pass
             for counter, start in zip(self.counters, self.starts, strict=True):

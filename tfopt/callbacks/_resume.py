@@ -143,7 +143,7 @@ class Resume(keras.callbacks.Callback):
     def _forms(self):
         """What must be as it was for a state to fit, as JSON has it."""
         return {"model": forms_of(self.model.variables), "optimizer": forms_of(self.model.optimizer.variables),
-                "settings": self._settings, "data": self._source.form()}
+                "settings": self._settings, "data": self._source.form}
 
     def _variables(self, batch):
         return {"model": self.model.variables, "optimizer": self.model.optimizer.variables,

@@ -143,7 +143,8 @@ def _look(value, kept):
 
 def value_of(variable):
     """A variable's value as an array, on whatever devices it lives."""
-    return keras.ops.convert_to_numpy(variable.value if isinstance(variable, keras.Variable) else variable)
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return value.numpy() if hasattr(value, "numpy") else keras.ops.convert_to_numpy(value)      # which copies twice
 
 
 def schedule_variables(optimizer):
