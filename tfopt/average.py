@@ -268,8 +268,8 @@ class SWA(keras.callbacks.Callback):
 
 
 def _array(variable, dtype=None):
-    """A variable's value, on whatever device or devices it lives."""
-    return keras.ops.convert_to_numpy(variable.value).astype(dtype or variable.dtype)
+    """A variable's value, on whatever device or devices it lives, also inside the scope of their strategy."""
+    return keras.ops.convert_to_numpy(tf.convert_to_tensor(variable.value)).astype(dtype or variable.dtype)
 
 
 def _require_models(models, caller):

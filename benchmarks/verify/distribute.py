@@ -74,12 +74,12 @@ def cross_entropy(**settings):
 
 def seen(model, history, *samples):
     """What is compared: weights, history, evaluation, predictions."""
-    found = {f"weight {place}": np.asarray(weight, "float64") for place, weight in enumerate(model.get_weights())}
-    found |= {f"history {key}": np.asarray(values) for key, values in history.history.items()}
+    found = {f"weight {place}": weight for place, weight in enumerate(model.get_weights())}
+    found |= {f"history {key}": values for key, values in history.history.items()}
     if samples:
-        found["evaluate"] = np.asarray(model.evaluate(*samples, batch_size=BATCH, verbose=0))
-        found["predict"] = np.asarray(model.predict(samples[0][:-3], batch_size=BATCH, verbose=0))
-    return found
+        found["evaluate"] = model.evaluate(*samples, batch_size=BATCH, verbose=0)
+        found["predict"] = model.predict(samples[0][:-3], batch_size=BATCH, verbose=0)
+    return {key: np.asarray(values, "float64") for key, values in found.items()}
 
 
 def fitted(model, samples=None, optimizer=None, loss=None, *, check=None, compiled=None, **fit):
@@ -211,7 +211,7 @@ def remember():
 
 @piece(wrap=None, pattern="2:4")
 def prune_(pattern):
-    model = prune.wrap(dense(penalty="l2"), None if pattern else 0.5, pattern=pattern, end=4, every=1)
+    model = prune.wrap(dense(penalty="l2"), 0.5, pattern=pattern, end=4, every=1)
     return fitted(model, optimizer=keras.optimizers.Adam(0.01))
 
 
@@ -227,10 +227,16 @@ def cluster_(settings):
 
 # augment, data, average
 
+def turned():
+    return augment.Pipeline([augment.Flip(), augment.Rotate(0.1), augment.Brightness(0.2)], jit_compile=False)
+
+
 @piece()
-def augment_map():
-    pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(0.1), augment.Brightness(0.2)], jit_compile=False)
-    return fitted(convolutional(), data.arrays(*images(), BATCH, augment=pipeline))
+def augment_apply():
+    x, y = images()
+    pipeline, numbered = turned(), tf.data.Dataset.from_tensor_slices((x, y)).enumerate().batch(BATCH)
+    return fitted(convolutional(), numbered.map(lambda index, pair: (
+        pipeline.apply(pair[0], epoch=0, index=index), pair[1])))
 
 
 @piece()
@@ -266,8 +272,12 @@ def random(layer):
 
 @piece("differs")
 def augment_layer():
-    pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(0.1)], jit_compile=False)
-    return fitted(keras.Sequential([keras.Input((8, 8, 3)), pipeline, *convolutional().layers]), images())
+    return fitted(keras.Sequential([keras.Input((8, 8, 3)), turned(), *convolutional().layers]), images())
+
+
+@piece("differs")
+def data_arrays_shuffled_anew():
+    return fitted(dense(), data.arrays(*table(), BATCH))
 
 
 # Negative controls: what distribute.check names

@@ -101,8 +101,8 @@ def _tpu():
     try:
         return tf.distribute.TPUStrategy(tf.distribute.cluster_resolver.TPUClusterResolver.connect(place))
     except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"No TPU answers. Received: TPU_NAME={place!r}, {error}. Set TPU_NAME, or install "
-                         "tensorflow-tpu on a machine that has one.") from error
+        raise ValueError(f"No TPU answers. Received: TPU_NAME={place!r}, {str(error).splitlines()[0]}. Set TPU_NAME, "
+                         "or install tensorflow-tpu on a machine that has one.") from error
 
 
 def _multi_worker():
@@ -112,8 +112,8 @@ def _multi_worker():
     except RuntimeError as error:                          # "... must be configured at program startup"
         raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
                            f"{error}. Move the call to the top of the script.") from error
-    mend(made)
     agree(made)
+    mend(made)
     return made
 
 

@@ -48,7 +48,7 @@ def agree(strategy):
     others never.
     """
     seed = global_seed()
-    told = [seed is not None, seed or random.randrange(2 ** 31)]
+    told = [seed is not None, random.randrange(2 ** 31) if seed is None else seed]
     seeds = strategy.gather(strategy.run(lambda: tf.constant([told], tf.int64)), axis=0).numpy().tolist()
     if not any(given for given, _ in seeds):
         tf.random.set_seed(seeds[0][1])
