@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .._check import require
@@ -124,7 +125,7 @@ def place_of(axes, at, column):
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         numbers = column.to_numpy(float)
         known = numbers[np.isfinite(numbers)]
-        scale = np.log if known.min() > 0 and known.max() / known.min() > 30 else np.asarray
+        scale = scale_of(known)
         low, high = scale(known.min()), scale(known.max())
         heights = (scale(np.where(np.isfinite(numbers), numbers, known.min())) - low) / (high - low or 1)
         marks = {0.: f"{known.min():.4g}", 1.: f"{known.max():.4g}"}
@@ -134,8 +135,20 @@ def place_of(axes, at, column):
         heights = column.astype(str).map(places).to_numpy(float)
         numbers, marks = heights, {place: name for name, place in places.items()}
     for height, text in marks.items():
-        axes.text(at + .02, height, text, fontsize=7.5, color=INK, va="center")
+        axes.text(at + .02, height, text, fontsize=7.5, color=INK, va="center",
+                  path_effects=[withStroke(linewidth=3, foreground="white")])
     return np.where(np.isfinite(numbers), heights, -.1)                # below the axis: this trial has no such value
+
+
+def scale_of(known):
+    """np.log for numbers of several magnitudes whose logarithms lie more evenly, else np.asarray."""
+    if known.min() <= 0 or known.max() / known.min() < 30:
+        return np.asarray
+
+    def slant(values):
+        return abs((np.median(values) - values.min()) / (values.max() - values.min()) - 0.5)
+
+    return np.log if slant(np.log(known)) < slant(known) else np.asarray
 
 
 def plain(axes):

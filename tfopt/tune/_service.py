@@ -127,7 +127,7 @@ def job_of(study, number):
 @contextlib.contextmanager
 def serving(chief, address):
     """Answers calls at `address` ("host:0" chooses a port); gives the port."""
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     handler = grpc.unary_unary_rpc_method_handler(chief.answer)
     service, method = METHOD.strip("/").split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))

@@ -1,0 +1,470 @@
+"""A search: every algorithm, honest scores, limits, folds, several objectives, what it refuses."""
+
+import json
+import math
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_iris
+
+from tfopt import tune
+from tfopt.tune import _oracles, _pictures, _study, _trial
+from tfopt.tune._study import Trial
+
+ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
+
+
+def iris():
+    x, y = load_iris(return_X_y=True)
+    x = ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32")
+    return (x[::2], y[::2]), (x[1::2], y[1::2])
+
+
+TRAIN, VAL = iris()
+
+
+def build(hp):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(hp.Int("units", 2, 16), activation="relu"),
+                              keras.layers.Dropout(0.1), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(hp.Float("rate", 1e-3, 1.0, sampling="log")), metrics=["accuracy"],
+                  loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    return model
+
+
+def search(folder, build=build, objective="val_loss", **given):
+    given = {"algorithm": "random", "max_trials": 3, "directory": folder, **given}
+    return tune.Search(build, objective, **given)
+
+
+def run(folder, *args, train=TRAIN, val=VAL, epochs=1, batch_size=25, callbacks=None, **given):
+    return search(folder, *args, **given).run(train, val, epochs=epochs, batch_size=batch_size, callbacks=callbacks,
+                                              verbose=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_reports_what_it_hands_out(tmp_path, algorithm):
+    found = run(tmp_path, algorithm=algorithm, max_trials=5, epochs=2)
+    assert (found.frame.status == "completed").all()
+    assert len(found.frame) == 5
+    best = found.frame.val_loss.idxmin()
+    scored = found.best().evaluate(*VAL, verbose=0, return_dict=True)
+    assert scored["loss"] == pytest.approx(found.frame.val_loss[best], rel=1e-5)
+    assert found.best().layers[0].units == found.frame.units[best]
+    other = found.best(rank=1).evaluate(*VAL, verbose=0, return_dict=True)["loss"]
+    assert other == pytest.approx(sorted(found.frame.val_loss)[1], rel=1e-5)
+    assert scored["loss"] < other
+
+
+def test_a_trial_is_what_its_seed_makes_it(tmp_path):
+    """The score is that of a plain fit with the trial's seed, on the same batches, best epoch of all."""
+    from tfopt import data
+
+    found = run(tmp_path, max_trials=2, epochs=3)
+    for number, row in found.frame.iterrows():
+        seed = _oracles.derived(0, "trial", number) % 2**32
+        keras.utils.set_random_seed(seed)
+        model = build(_oracles.space_from([], {"units": int(row.units), "rate": row.rate}))
+        losses = model.fit(data.arrays(*TRAIN, 25, seed=seed), validation_data=VAL, epochs=3, verbose=0, shuffle=False,
+                           ).history["val_loss"]
+        assert row.val_loss == pytest.approx(min(losses), rel=1e-5)
+        assert row.epoch == int(np.argmin(losses))
+
+
+def test_the_randomness_and_the_names_of_the_user_are_left_alone(tmp_path):
+    keras.utils.set_random_seed(7)
+    expected = np.random.random(), float(tf.random.uniform(())), keras.layers.Dense(1).name
+    keras.utils.set_random_seed(7)
+    run(tmp_path, max_trials=1)
+    found = np.random.random(), float(tf.random.uniform(())), keras.layers.Dense(1).name
+    assert found[:2] == expected[:2]
+    assert int(found[2].split("_")[1]) == int(expected[2].split("_")[1]) + 1
+
+
+def test_more_trials_later_are_those_of_one_long_search(tmp_path):
+    run(tmp_path / "twice", max_trials=2)
+    twice = run(tmp_path / "twice", max_trials=4).frame
+    once = run(tmp_path / "once", max_trials=4).frame
+    assert twice.drop(columns="seconds").equals(once.drop(columns="seconds"))
+
+
+def test_only_the_best_stay_on_the_disk(tmp_path):
+    found = run(tmp_path, max_trials=5, keep=2)
+    kept = {int(path.parent.name) for path in tmp_path.rglob("*.weights.h5")}
+    assert kept == set(found.frame.val_loss.nsmallest(2).index)
+    assert not list(tmp_path.rglob("resume"))
+    with pytest.raises(ValueError, match="`rank` must name a trial that was kept"):
+        found.best(rank=2)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    found = run(tmp_path, max_trials=1)
+    path, = tmp_path.rglob("*.weights.h5")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="the weights of a trial must be as they were written"):
+        found.best()
+
+
+# Honest results
+
+
+def test_a_wrong_objective_is_found_before_a_trial_is_spent(tmp_path):
+    steps = []
+    with pytest.raises(ValueError, match=r"objective=\['val_auc'\], logs=.*val_accuracy") as caught:
+        run(tmp_path, objective="val_auc", callbacks=lambda hp: [
+            keras.callbacks.LambdaCallback(on_train_begin=lambda logs: steps.append(1))])
+    assert "\n" not in str(caught.value)
+    assert not steps
+    assert search(tmp_path, objective="val_auc").frame.empty
+
+
+class Odd(keras.metrics.Metric):
+    """Says what it is told to."""
+
+    value = math.nan
+
+    def update_state(self, *args, **kwargs):
+        pass
+
+    def result(self):
+        return tf.constant(self.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_fails_the_trial(tmp_path, value):
+    def some(hp):
+        model = build(hp)
+        odd = Odd(name="money")
+        odd.value = value if hp.values["units"] > 8 else 1.0
+        model.compile("sgd", "sparse_categorical_crossentropy", metrics=[odd], run_eagerly=True)
+        return model
+
+    found = run(tmp_path, some, ("val_money", "max"), max_trials=6).frame
+    assert set(found.status) == {"failed", "completed"}
+    assert (found.units[found.status == "failed"] > 8).all()
+    assert (found.val_money[found.status == "completed"] == 1).all()
+    assert found.message[found.status == "failed"].str.contains("a score must be finite").all()
+
+
+def test_a_search_of_failures_raises_the_first_error(tmp_path):
+    def broken(hp):
+        hp.Int("units", 1, 9)
+        if len(list((tmp_path / "trials").glob("*"))):
+            raise ZeroDivisionError("the first of all")
+        return build(hp)
+
+    with pytest.raises(RuntimeError, match=r"All 3 trials of the search failed\. The first error: ZeroDivisionError"):
+        run(tmp_path, broken)
+    assert (search(tmp_path).frame.status == "failed").all()
+
+
+@pytest.mark.parametrize("algorithm", ["random", "bayesian", "hyperband", "tpe"])
+def test_a_model_beyond_the_limits_is_neither_trained_nor_counted(tmp_path, algorithm):
+    found = run(tmp_path, limits={"params": 60, "macs": 50, "bytes": 240}, algorithm=algorithm, max_trials=4)
+    counts = found.frame.status.value_counts()
+    assert counts["completed"] == 4
+    assert counts["rejected"] >= 1
+    done = found.frame[found.frame.status == "completed"]
+    assert (done.units <= 7).all()
+    assert (done.params == 4 * done.units + done.units + 3 * done.units + 3).all()
+    assert (done.macs == 7 * done.units).all()
+    assert (found.frame[found.frame.status == "rejected"].units > 7).all()
+    assert found.frame.message.str.contains("macs .* > 50").any()
+
+
+def test_limits_that_nothing_meets_end_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(_study, "IN_A_ROW", 5)
+    with pytest.raises(RuntimeError, match="`limits` rejected each of 5 models"):
+        run(tmp_path, limits={"params": 3})
+
+
+def test_a_crash_inside_a_model_is_one_failed_trial(tmp_path):
+    def some(hp):
+        model = build(hp)
+        if hp.values["units"] > 8:
+            model.compile("sgd", lambda y, p: tf.reshape(p, (17, 19)), metrics=["accuracy"], run_eagerly=True)
+        return model
+
+    found = run(tmp_path, some, max_trials=6).frame
+    assert set(found.status) == {"failed", "completed"}
+
+
+# What the parameters may choose
+
+
+def test_epochs_batch_and_data_may_depend_on_the_parameters(tmp_path):
+    seen = []
+
+    def some(hp):
+        hp.Choice("batch_size", [5, 15])
+        hp.Int("epochs", 1, 2)
+        seen.append(hp.steps())
+        return build(hp)
+
+    def train(hp):
+        return TRAIN[0] * hp.Fixed("scale", 2.0), TRAIN[1]
+
+    found = run(tmp_path, some, train=train, max_trials=4)
+    expected = [math.ceil(75 / row.batch_size) * row.epochs for row in found.frame.itertuples()]
+    assert seen[-4:] == expected
+    assert len(set(expected)) > 1
+    assert (found.frame.scale == 2).all()
+
+
+def test_a_hypermodel_of_keras_tuner_works_as_it_is(tmp_path):
+    class Hyper(keras_tuner.HyperModel):
+        def build(self, hp):
+            return build(hp)
+
+        def fit(self, hp, model, *args, **kwargs):
+            return model.fit(*args, **{**kwargs, "epochs": hp.Int("rounds", 1, 3)})
+
+    class Own(Hyper):
+        def fit(self, hp, model, train, **kwargs):
+            return {"val_loss": float(hp.values["units"])}
+
+    found = run(tmp_path / "a", Hyper(), epochs=99)
+    assert (found.frame.status == "completed").all()
+    assert (found.frame.epoch < found.frame.rounds).all()
+    found = run(tmp_path / "b", Own())
+    assert (found.frame.val_loss == found.frame.units).all()
+
+
+def test_conditions_are_found_and_drawn(tmp_path):
+    def some(hp):
+        kind = hp.Choice("kind", ["a", "b"])
+        with hp.conditional_scope("kind", ["b"]):
+            deeper = hp.Choice("deeper", ["c", "d"])
+            if kind == "b":
+                with hp.conditional_scope("deeper", ["d"]):
+                    hp.Float("deepest", 0, 1)
+        assert (deeper is None) == (kind == "a")
+        return build(hp)
+
+    found = run(tmp_path, some, algorithm="tpe", max_trials=10).frame
+    assert (found.status == "completed").all()
+    assert (found.deeper.isna() == (found.kind == "a")).all()
+    assert (found.deepest.isna() == (found.deeper != "d")).all()
+    assert found.deepest.notna().any()
+
+
+# Folds
+
+
+def test_folds_give_mean_and_spread_of_real_models(tmp_path):
+    found = run(tmp_path, train=TRAIN, val=None, folds=3, max_trials=2)
+    row = found.frame.loc[found.frame.val_loss.idxmin()]
+    models = found.best()
+    scores = [model.evaluate(TRAIN[0][outside], TRAIN[1][outside], verbose=0, return_dict=True)["loss"]
+              for model, (_, outside) in zip(models, _trial.split(TRAIN[1], 3, 0), strict=True)]
+    assert row.val_loss == pytest.approx(np.mean(scores), rel=1e-5)
+    assert row["val_loss ±"] == pytest.approx(np.std(scores, ddof=1), rel=1e-5)
+
+
+def test_folds_share_nothing_and_hold_every_class():
+    y = np.repeat([0, 1, 2], [30, 20, 7])
+    parts = _trial.split(y, 4, seed=3)
+    assert sorted(np.concatenate([outside for _, outside in parts])) == list(range(57))
+    for inside, outside in parts:
+        assert not set(inside) & set(outside)
+        assert len(inside) + len(outside) == 57
+        assert np.all(np.abs(np.bincount(y[outside], minlength=3) - np.array([7.5, 5, 1.75])) < 1)
+    assert any((a != b).any() for (_, a), (_, b) in zip(parts, _trial.split(y, 4, seed=4), strict=True)
+               if len(a) == len(b))
+
+
+def test_a_bad_trial_is_stopped_after_two_folds(tmp_path):
+    def some(hp):
+        model = build(hp)
+        model.optimizer.learning_rate = 1.0 if hp.Boolean("good", default=True) else 0.0
+        return model
+
+    found = run(tmp_path, some, val=None, folds=3, max_trials=5, epochs=2).frame
+    assert set(found.status) == {"completed", "stopped"}
+    assert not found.good[found.status == "stopped"].any()
+    assert found.message[found.status == "stopped"].str.contains("worse in folds 1 to 2").all()
+
+
+def test_what_a_bad_fold_is():
+    assert _trial.is_bad([.1, .2], [.5, .3], "max")
+    assert not _trial.is_bad([.1, .4], [.5, .3], "max")
+    assert not _trial.is_bad([.1], [.5, .3], "max")
+    assert not _trial.is_bad([.1, .2], [], "max")
+    assert _trial.is_bad([.9, .8], [.5, .3], "min")
+    assert not _trial.is_bad([.9, .4], [.5, .3], "min")
+
+
+def test_cross_validate_is_a_loop_over_folds():
+    from tfopt import data
+
+    def fixed():
+        return build(_oracles.space_from([], {"units": 4, "rate": 0.1}))
+
+    table = tune.cross_validate(fixed, *TRAIN, folds=3, epochs=2, batch_size=25, seed=1)
+    assert list(table.columns) == ["accuracy", "loss"]
+    for fold, (inside, outside) in enumerate(_trial.split(TRAIN[1], 3, 1)):
+        seed = _oracles.derived(1, "fold", fold) % 2**32
+        keras.utils.set_random_seed(seed)
+        model = fixed()
+        model.fit(data.arrays(TRAIN[0][inside], TRAIN[1][inside], 25, seed=seed), epochs=2, verbose=0, shuffle=False)
+        loss = model.evaluate(TRAIN[0][outside], TRAIN[1][outside], verbose=0)[0]
+        assert table.loss[fold] == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(ValueError, match="`folds` must be at least 2 and at most"):
+        tune.cross_validate(fixed, TRAIN[0][:3], TRAIN[1][:3], folds=4)
+
+
+# Several objectives
+
+
+def test_several_objectives_give_a_front(tmp_path):
+    found = run(tmp_path, objective=["val_loss", "params"], algorithm="tpe", max_trials=6, epochs=2)
+    table, front = found.frame, found.pareto()
+    for number, row in table.iterrows():
+        beaten = ((table.val_loss <= row.val_loss) & (table.params <= row.params)
+                  & ((table.val_loss < row.val_loss) | (table.params < row.params))).any()
+        assert (number in front.index) == (not beaten)
+    assert found.best().count_params() in set(front.params)
+    assert len(found.plot(tmp_path / "p.png").axes) == 4
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_front_is_ranked_before_what_it_beats():
+    trials = {n: Trial(n, {}, "completed", {"a": a, "b": b}) for n, (a, b) in
+              enumerate([(1, 9), (2, 5), (3, 6), (4, 1), (5, 5)])}
+    order = _study.ranked(trials, {"a": "min", "b": "min"})
+    assert [trial.number for trial in order] == [0, 1, 3, 2, 4]
+    assert _study.ranked(trials, {"a": "max"})[0].number == 4
+
+
+# The picture
+
+
+def test_importance_is_the_adjusted_share_of_variance():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 3, 300), rng.uniform(size=300)
+    import pandas as pd
+    shares = _pictures.importance(pd.DataFrame({"a": a, "b": b}), a * 1.0 + rng.normal(size=300) * 0.1)
+    assert shares["a"] > 0.95
+    assert shares["b"] < 0.05
+    assert list(shares) == ["a", "b"]
+
+
+def test_the_picture_shows_every_trial(tmp_path):
+    found = run(tmp_path, max_trials=4)
+    figure = found.plot()
+    assert [axes.get_title(loc="left") for axes in figure.axes][:2] == ["history", "importance"]
+    assert len(figure.axes[0].collections[0].get_offsets()) == 4
+    assert len(figure.axes[-1].collections[0].get_segments()) == 4
+    with pytest.raises(ValueError, match="a picture needs a completed trial"):
+        search(tmp_path / "none").plot()
+
+
+# Spaces
+
+
+def test_spaces_make_what_they_promise():
+    from tfopt import augment, distill, schedules
+
+    kinds = set()
+    for shape in ("cosine", "constant", "one_cycle", "warmup_cosine"):
+        hp = _oracles.space_from([], {"schedule": shape})
+        hp.steps = lambda: 50
+        rate = tune.schedule(hp)
+        assert isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        assert 0 <= float(rate(49)) <= hp.values["peak_rate"] * 1.001
+        kinds.add(type(rate))
+    assert schedules.OneCycle in kinds
+    for kind, made in (("l2", keras.regularizers.L2), ("hoyer", object), ("group_lasso", object)):
+        assert isinstance(tune.regularizer(_oracles.space_from([], {"penalty": kind})), made)
+    for kind in ("classic", "rand", "trivial"):
+        views = tune.augmentation(_oracles.space_from([], {"augmentation": kind}), flip=kind == "rand")
+        assert isinstance(views, augment.Pipeline)
+    loss, weight = tune.distillation(_oracles.space_from([], {"temperature": 2.0, "student_weight": 0.1}))
+    assert isinstance(loss, distill.Logits)
+    assert (loss.temperature, weight) == (2.0, 0.1)
+    assert tune.sparsity(_oracles.space_from([], {"density": 0.1})) == pytest.approx(0.9)
+    assert tune.shrink_ratio(_oracles.space_from([], {})) == 0.5
+    with pytest.raises(ValueError, match="a schedule needs the number of optimizer steps"):
+        tune.schedule(_oracles.space_from([], {}))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"algorithm": "annealing"}, "`algorithm` must be one of tpe, random"),
+    ({"objective": "val_money"}, "which way an objective is better"),
+    ({"objective": ["val_loss", "bytes"], "algorithm": "bayesian"}, "several objectives need algorithm"),
+    ({"objective": "bytes"}, "one objective must be a log of training"),
+    ({"objective": []}, "a search needs an objective"),
+    ({"max_trials": 0}, "`max_trials` must be a whole number >= 1"),
+    ({"seed": -1}, "`seed` must be a whole number >= 0"),
+    ({"keep": 0}, "`keep` must be a whole number >= 1"),
+    ({"folds": 1}, "`folds` must be a whole number >= 2"),
+    ({"limits": {"flops": 3}}, "`limits` knows params, macs"),
+    ({"limits": {"params": 0}}, "must be a finite number > 0"),
+])
+def test_a_wrong_search_is_refused(tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        search(tmp_path, **given)
+
+
+def test_what_is_no_build_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="`build` must be a function of `hp`"):
+        tune.Search(3, "val_loss", max_trials=1, directory=tmp_path)
+    with pytest.raises(TypeError, match="must be a name or"):
+        tune.Search(build, 3, max_trials=1, directory=tmp_path)
+    with pytest.raises(ValueError, match=r"must return a compiled keras\.Model"):
+        run(tmp_path, lambda hp: keras.Sequential([keras.layers.Dense(hp.Int("u", 1, 2))]))
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"val": None}, "this objective needs validation data"),
+    ({"folds": 3}, "with `folds` a search takes arrays and no `val`"),
+    ({"train": [1, 2, 3]}, "`train` must be"),
+    ({"epochs": 0}, "`epochs` must be"),
+    ({"batch_size": 0}, "`batch_size` must be"),
+])
+def test_wrong_data_are_refused(tmp_path, given, words):
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path, **given)
+
+
+def test_callbacks_must_be_made_anew(tmp_path):
+    with pytest.raises(TypeError, match="`callbacks` must be a function of `hp`"):
+        run(tmp_path, callbacks=[keras.callbacks.TerminateOnNaN()])
+
+
+def test_another_study_in_the_directory_is_refused(tmp_path):
+    run(tmp_path, max_trials=1)
+    with pytest.raises(ValueError, match=r"a directory holds one study.*seed=.2, recorded 0") as caught:
+        run(tmp_path, max_trials=1, seed=2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="recorded 1"):
+        run(tmp_path, max_trials=1, epochs=2)
+
+
+def test_without_optuna_tpe_says_what_to_install(tmp_path, monkeypatch):
+    import builtins
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name in ("optuna", "sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install tfopt\[optuna\]"):
+        search(tmp_path, algorithm="tpe")
+    with pytest.raises(ImportError, match="pip install scikit-learn scipy"):
+        search(tmp_path, algorithm="bayesian")
+
+
+def test_the_record_is_plain_json(tmp_path):
+    run(tmp_path, max_trials=1)
+    lines = (tmp_path / "record.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"]["kind"] for line in lines] == ["study", "space", "start", "end"]
