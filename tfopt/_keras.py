@@ -22,7 +22,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Trainer.fit: epoch_iterator, callbacks        3.15            the local names of what gives the batches and acts
     EpochIterator._enumerate_iterator             3.15            the steps of one epoch
     TFEpochIterator._distributed_dataset          3.15            the data set behind it
-    ArrayDataAdapter._shuffle                     3.15            True, False or "batch"
+    ArrayDataAdapter._inputs, _shuffle            3.15            the arrays; True, False or "batch"
     Trainer._initial_epoch                        3.15            the epoch that `fit` begins with, if not None
     Trainer._symbolic_build                       3.15            makes all variables without computing anything
     Trainer._get_metrics_result_or_logs           3.15            what `fit` reports of an epoch
@@ -371,9 +371,9 @@ def _from_words(state):
     return version, tuple(map(int, words)), rest
 
 
-def tf_is_seeded():
-    """Has tf.random.set_seed been called, so that shuffled arrays come in the same order in every run?"""
-    return eager_context.global_seed() is not None
+def tf_seed():
+    """What tf.random.set_seed was called with, which decides on the order of shuffled arrays, or None."""
+    return eager_context.global_seed()
 
 
 @contextlib.contextmanager
@@ -415,10 +415,15 @@ class Fit:
         self.callbacks = frame.f_locals["callbacks"]
 
     @property
-    def shuffle(self):
-        """How the rows of arrays are shuffled: False, True or "batch". Other data are not shuffled by `fit`."""
+    def arrays(self):
+        """The arrays that are trained on, or None if the data are of another kind."""
         adapter = self.iterator.data_adapter
-        return isinstance(adapter, ArrayDataAdapter) and adapter._shuffle
+        return keras.tree.flatten(adapter._inputs) if isinstance(adapter, ArrayDataAdapter) else None
+
+    @property
+    def shuffle(self):
+        """How `fit` shuffles the rows of arrays: False, True or "batch"."""
+        return self.arrays is not None and self.iterator.data_adapter._shuffle
 
     @property
     def dataset(self):

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from .._keras import datasets_in, holds_resources, keras, shuffled_by, tf, tf_is_seeded
+from .._keras import datasets_in, holds_resources, keras, shuffled_by, tf, tf_seed
 
 # Data sets whose passes differ only by how many iterators were made of them before.
 _STRAIGHT = {"CacheDataset", "TFRecordDatasetV2", "TextLineDatasetV2", "_AssertCardinalityDataset", "_BatchDataset",
@@ -18,7 +18,8 @@ ADVICE = ("Seed every shuffle and random change, or call keras.utils.set_random_
 
 
 class Source:
-    """The batches of one `fit`, watched: `first` is a checksum of the first batch of the last pass.
+    """The batches of one `fit`. `first` is a checksum of the first batch of the last pass; of arrays, whose order is
+    known, of some rows and the seed.
 
     `form` is how many batches an epoch has, None if that is not known, and what they hold, as JSON has it.
 
@@ -30,7 +31,7 @@ class Source:
 
     def __init__(self, fit, saved, seed):
         self.fit, self.first = fit, None
-        self.seed = saved["seed"] if saved else seed if fit.shuffle and not tf_is_seeded() else None
+        self.seed = saved["seed"] if saved else seed if fit.shuffle and tf_seed() is None else None
         self.draws, self.draws_a_pass = 0, fit.iterator.num_batches if fit.shuffle == "batch" else 1
         with shuffled_by(self._shuffled) if self.seed is not None else contextlib.nullcontext():
             dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
@@ -43,7 +44,12 @@ class Source:
             self.counters = [node.epochs for node in datasets_in(dataset) if hasattr(node, "epochs")]
             self.starts = saved["starts"] if saved else [counter.next for counter in self.counters]
             self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
-                self.seed is not None or _is_straight(dataset))
+                fit.arrays is not None or _is_straight(dataset))
+        if fit.arrays is not None:
+            self._look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else tf_seed() or 0]))
+            if self.seed is not None:
+                fit.dataset = dataset
+        elif isinstance(dataset, tf.data.Dataset):
             fit.dataset = dataset.enumerate().map(self._watched)
 
     def saved(self):
@@ -96,6 +102,13 @@ class Source:
             return np.random.default_rng((self.seed, number)).permutation(rows)
 
         return tf.ensure_shape(tf.numpy_function(draw, [rows], rows.dtype), rows.shape)
+
+
+def _some_rows(array, rows=64):
+    """Evenly spaced rows of an array, as an array; of one that is not dense only how it looks."""
+    if array is None or not hasattr(array, "__getitem__") or not hasattr(array, "__array__"):
+        return np.array(str(type(array)))
+    return np.asarray(array[::max(len(array) // rows, 1)])
 
 
 def take(batches, count):

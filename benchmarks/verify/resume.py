@@ -1,0 +1,245 @@
+"""Does a training that is killed end as one that is not? Real SIGKILLs and real damage, row by row.
+
+    python benchmarks/verify/resume.py            all rows that docs/measured/resume.csv does not hold yet (minutes)
+
+Real digits, a convolutional network with dropout, batch normalisation and augmentation, Adam, ReduceLROnPlateau,
+EarlyStopping that restores the best weights, and SWA. Each run writes down a checksum of all its weights after every
+batch; a run that was killed and restarted must have written the same ones, and in the end the same history.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+TABLE = pathlib.Path(__file__).parents[2] / "docs" / "measured" / "resume.csv"
+BATCH, BATCHES, EPOCHS, EVERY = 20, 10, 6, 4
+
+
+def build(args):
+    """The model, compiled, and its data; made anew in every process."""
+    import keras
+    import numpy as np
+    import sklearn.datasets
+    import tensorflow as tf
+
+    from tfopt import augment, data
+
+    if args.data != "unseeded":
+        keras.utils.set_random_seed(7)
+    digits = sklearn.datasets.load_digits()
+    x, y = digits.images[:BATCH * BATCHES, ..., None].astype("float32") / 16, digits.target[:BATCH * BATCHES]
+    pipeline = augment.Pipeline([augment.Translate(), augment.Brightness()], value_range=(0, 1), jit_compile=False)
+    batches = {
+        "arrays": lambda: dict(x=x, y=y, batch_size=BATCH),
+        "unseeded": lambda: dict(x=x, y=y, batch_size=BATCH),
+        "data.arrays": lambda: dict(x=data.arrays(x, y, BATCH, augment=pipeline)),
+        "tf.data": lambda: dict(x=tf.data.Dataset.from_tensor_slices((x, y)).shuffle(99, seed=3).batch(BATCH)),
+        "tf.data map": lambda: dict(x=tf.data.Dataset.from_tensor_slices((x, y)).enumerate().shuffle(99, seed=3)
+                                    .batch(BATCH).map(pipeline.map)),
+        "tf.data repeat": lambda: dict(x=tf.data.Dataset.from_tensor_slices((x, y)).shuffle(99, seed=3).repeat()
+                                       .batch(BATCH), steps_per_epoch=BATCHES - 1),
+    }[args.data]()
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((8, 8, 1)),
+        augment.Pipeline([augment.Rotate(), augment.Contrast()], value_range=(0, 1), jit_compile=False),
+        layers.Conv2D(4, 3, kernel_initializer=keras.initializers.GlorotUniform(1)), layers.BatchNormalization(),
+        layers.ReLU(), layers.Flatten(), layers.Dropout(0.3, seed=5),
+        layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(2))])
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                  metrics=["accuracy"])
+    return model, {**batches, "validation_data": (np.asarray(x), np.asarray(y))}
+
+
+def train(args):
+    """One process of a training, which may kill itself: what the table is made of."""
+    import keras
+    import numpy as np
+
+    from tfopt import average, callbacks
+
+    model, batches = build(args)
+
+    class Watch(keras.callbacks.Callback):
+        """Writes down each batch, and kills the process after one of them."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            step, check = int(self.model.optimizer.iterations), 0
+            for variable in self.model.variables:
+                check = zlib.crc32(np.asarray(variable.value).tobytes(), check)
+            with open(args.log, "a") as file:
+                file.write(f"{step} {check}\n")
+            if step == args.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if args.kill_sync:
+        _kill_at_sync(args.kill_sync)
+    history = model.fit(**batches, epochs=args.epochs, verbose=0, callbacks=[
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=0.3),
+        callbacks.Resume(args.folder, every=args.every), Watch(),
+        average.SWA(start=20, every=5, data=batches["validation_data"][0]),
+        keras.callbacks.EarlyStopping("val_loss", patience=args.patience, restore_best_weights=True)])
+    check = 0
+    for variable in [*model.variables, *model.optimizer.variables]:
+        check = zlib.crc32(np.asarray(variable.value).tobytes(), check)
+    with open(args.log, "a") as file:
+        file.write(json.dumps({"weights": check, "history": history.history, "epoch": history.epoch}) + "\n")
+
+
+def _kill_at_sync(number):
+    """The process is killed when it brings something to the disk for the n-th time: five times for a state."""
+    own, seen = os.fsync, []
+
+    def sync(handle):
+        seen.append(handle)
+        if len(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        own(handle)
+
+    os.fsync = sync
+
+
+Run = collections.namedtuple("Run", "steps result error")
+
+
+def run(folder, log, *, interrupt=None, **options):
+    """One process of a training: ({step: checksum} of the batches it did, its result or None, its complaint).
+
+    Args:
+      folder: the directory of Resume.
+      log: file the process writes to.
+      interrupt: kill it from outside when it has done so many batches.
+      **options: of the command line of `train`.
+    """
+    log.write_text("")
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    process = subprocess.Popen([sys.executable, "-P", __file__, "--folder", folder, "--log", log, *words], text=True,
+                               stderr=subprocess.PIPE, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    while interrupt and process.poll() is None and log.read_text().count("\n") < interrupt:
+        time.sleep(0.001)
+    if interrupt:
+        process.kill()
+    error = process.communicate(timeout=900)[1]
+    steps = log.read_text().splitlines()
+    result = json.loads(steps.pop()) if steps and steps[-1].startswith("{") else None
+    return Run(dict(map(int, step.split()) for step in steps), result, error)
+
+
+def judge(reference, before, after):
+    """(batches done twice, "yes" if every batch and the result are those of the reference)."""
+    redone = len(set(before.steps) & set(after.steps))
+    same = all(reference.steps[step] == check for step, check in after.steps.items())
+    return redone, "yes" if same and after.result in (None, reference.result) else "NO"
+
+
+def chain(data, faults, folder):
+    """One training, killed again and again; a row for each time. The reference is never killed."""
+    start, before = Run({}, None, ""), "SIGKILL at a batch"
+    if data == "unseeded":                                      # the order is drawn in the first process: both have it
+        start = run(folder / "chain", folder / "log", data=data, kill=EVERY + 1)
+        shutil.copytree(folder / "chain", folder / "whole")
+    reference = run(folder / "whole", folder / "log", data=data)
+    reference.steps.update((step, check) for step, check in start.steps.items() if step <= EVERY)
+    last = start
+    for fault, options in [*faults, ("the end", {})]:
+        now = run(folder / "chain", folder / "log", data=data, **options)
+        redone, same = judge(reference, last, now)
+        if last.steps:
+            yield {"fault": before, "data": data, "batch": max(last.steps), "redone": redone, "equal": same}
+        if now.result is not None and options:
+            raise RuntimeError(f"{fault} came too late: {options}")
+        before, last = fault, now
+    if last.result != reference.result:
+        raise RuntimeError(f"{last.result} is not {reference.result}\n{last.error[-2000:]}")
+
+
+def damaged(data, folder):
+    """One training, killed once; then goes on beside a damaged newest state."""
+    reference = run(folder / "whole", folder / "log", data=data)
+    killed = run(folder / "killed", folder / "log", data=data, kill=35)
+    newest = sorted(state.name for state in (folder / "killed").iterdir())[-1]
+    for file in ("arrays.npz", "state.json", "manifest.json"):
+        for fault, damage in DAMAGES.items():
+            shutil.copytree(folder / "killed", folder / "copy")
+            damage(folder / "copy" / newest / file)
+            now = run(folder / "copy", folder / "log", data=data)
+            redone, same = judge(reference, killed, now)
+            told = f"{newest} is damaged: {file}" in now.error
+            yield {"fault": f"{file} {fault}" + ("" if told else ", and nothing said"), "data": data, "batch": 35,
+                   "redone": redone, "equal": same}
+            shutil.rmtree(folder / "copy")
+    shutil.copytree(folder / "killed", folder / "copy")
+    for state in (folder / "copy").iterdir():
+        DAMAGES["empty"](state / "arrays.npz")
+    now = run(folder / "copy", folder / "log", data=data)
+    sentence = now.error.strip().splitlines()[-1]
+    stopped = not now.steps and sentence.startswith("ValueError: callbacks.Resume finds no whole state")
+    yield {"fault": "both states damaged", "data": data, "batch": 35, "redone": 0,
+           "equal": "stopped with a sentence" if stopped else "NO"}
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {"cut in half": _truncate, "empty": lambda path: path.write_bytes(b""), "with a bit flipped": _flip,
+           "missing": lambda path: path.unlink()}
+
+
+def experiments():
+    """{name: folder -> rows}"""
+    draw = random.Random(0)
+    points = sorted(draw.sample(range(1, BATCHES * EPOCHS), 24))
+    found = {"killed at a batch": lambda folder: chain(
+        "arrays", [("SIGKILL at a batch", {"kill": step}) for step in points], folder)}
+    found["killed in a write"] = lambda folder: chain(
+        "arrays", [("SIGKILL in a write", {"kill_sync": number}) for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)], folder)
+    found["killed at any time"] = lambda folder: chain(
+        "arrays", [("SIGKILL from outside", {"interrupt": count}) for count in (7, 8, 6, 9, 7)], folder)
+    for data in ("unseeded", "data.arrays", "tf.data", "tf.data map", "tf.data repeat"):
+        found[data] = lambda folder, data=data: chain(
+            data, [("SIGKILL at a batch", {"kill": step}) for step in (13, 27, 44)], folder)
+    found["damaged"] = lambda folder: damaged("arrays", folder)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", help="experiments to do")
+    for name, default in {"folder": None, "log": None, "kill": None, "kill-sync": None, "every": EVERY, "patience": 4,
+                          "epochs": EPOCHS, "data": "arrays"}.items():
+        parser.add_argument(f"--{name}", type=int if isinstance(default, int) or "kill" in name else str,
+                            default=default)
+    args = parser.parse_args()
+    if args.folder:
+        return train(args)
+    import pandas as pd
+
+    done = set(pd.read_csv(TABLE)["experiment"]) if TABLE.exists() else set()
+    for name, rows in experiments().items():
+        if name in done or (args.only and name not in args.only):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            frame = pd.DataFrame([{"experiment": name, **row} for row in rows(pathlib.Path(folder))])
+        print(frame.to_string(index=False), flush=True)
+        frame.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+
+
+if __name__ == "__main__":
+    main()
