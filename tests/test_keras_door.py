@@ -93,6 +93,27 @@ def test_the_schedule_an_optimizer_holds():
     assert _keras.schedule_of(keras.optimizers.SGD(0.1)) is None
 
 
+def test_how_an_optimizer_clips_and_finds_its_variables():
+    optimizer, variables = keras.optimizers.SGD(0.1, clipvalue=1.), [keras.Variable(0.), keras.Variable(0.)]
+    optimizer.apply([tf.constant(2.), tf.constant(3.)], variables)
+    assert [float(gradient) for gradient in optimizer._clip_gradients([tf.constant(2.)])] == [1.]
+    assert optimizer._get_variable_index(variables[1]) == 1
+    assert (len(optimizer._trainable_variables), int(optimizer._iterations)) == (2, 1)
+
+
+def test_the_trainer_builds_and_reduces_by_these_names():
+    model = functional()
+    trainer = next(kind for kind in type(model).__mro__ if "_maybe_symbolic_build" in vars(kind))
+    assert trainer is _keras.tf_trainer.TensorFlowTrainer
+    reduced = _keras.tf_trainer.reduce_per_replica({"loss": tf.constant(2.)}, tf.distribute.get_strategy(), "auto")
+    assert float(reduced["loss"]) == 2.
+
+
+def test_the_global_seed():
+    tf.random.set_seed(7)
+    assert _keras.global_seed() == 7
+
+
 def test_own_losses_count_in_a_nested_model():
     class Penalty(_keras.ModelWithOwnLosses):
         def call(self, x):
