@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()}
     once_more = compress.run(model, *parts[:2], test=parts[2], directory=tmp_path / "tried", **OPTIONS)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()} == before
-    pd.testing.assert_frame_equal(once_more.tried, again.tried)
+    pd.testing.assert_frame_equal(once_more.tried[1:], again.tried[1:])        # the original is timed anew
     with pytest.raises(ValueError, match=r"hold the same run.*differs=\['epochs'\]"):
         compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], steps=STEPS, epochs=3)
 
@@ -205,15 +205,15 @@ def test_datasets_and_a_val_without_test(model, parts):
     """A Dataset does as well as arrays; half of `val` reports; what refuses is told, and what fails is left out."""
     batches = data.arrays(*parts[0], 50)
     result = compress.run(model, batches, data.arrays(*parts[1], 64, shuffle=False), epochs=1, max_drop=0,
-                          steps={"prune": (0.99,), "cluster": (5000, 4000)})
+                          steps={"prune": (0.99,), "cluster": (6000, 5000)})
     assert result.best is not model
     keras.tree.map_structure(np.testing.assert_array_equal, result.best.get_weights(), model.get_weights())
     assert result.lite is None
     assert [row.name for row in result.table.rows] == ["original"]
     assert result.table.rows[0].examples == 200
     assert not result.tried.kept[1:].any()
-    assert result.tried.why.iloc[2:].str.contains("cluster").all()
-    assert list(result.tried.strength.iloc[2:]) == [5000, 4000][:len(result.tried) - 2] or len(result.tried) == 3
+    assert list(result.tried.strength.iloc[2:]) == [5000], "too many values: fewer were tried"
+    assert "cluster" in result.tried.why.iloc[2]
 
 
 # The pieces

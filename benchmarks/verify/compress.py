@@ -35,7 +35,7 @@ def fashion(folder, epochs=8, max_drop=0.004, seed=0):
     y, y_test = y.astype("int32"), y_test.astype("int32")
     train, val, test = (x[:50_000], y[:50_000]), (x[50_000:], y[50_000:]), (x_test, y_test)
     base = trained(folder / "base.keras", cnn(), train, val, 24, 1e-3, seed)
-    steps = {"distill": (), "shrink": (0.875, 0.75, 0.625), "prune": (0.5, 0.6, 0.7), "cluster": (32, 24, 16),
+    steps = {"distill": (), "shrink": (0.875, 0.75, 0.625), "prune": (0.5, 0.6, 0.7), "cluster": (12,),
              "quantize": ("int8 trained", "int8")}
     result = compress.run(base, data.arrays(*train, 128, seed=seed), val, test=test, max_drop=max_drop, steps=steps,
                           epochs=epochs, directory=folder / "tried", seed=seed)

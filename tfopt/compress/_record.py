@@ -61,9 +61,9 @@ class Record:
         try:
             if structure is None:
                 return quantize.load(self._place(name, ".tflite"))
-            with np.load(self._place(name, ".npz"), allow_pickle=False) as file:
+            with open(self._place(name, ".npz"), "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = [file[key] for key in file.files]
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
             return None
         model = structure()
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in model.variables]:
