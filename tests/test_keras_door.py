@@ -145,6 +145,28 @@ def test_randomness_is_put_back():
     assert draw() not in expected                                           # negative control
 
 
+def test_a_seed_holds_inside_alone():
+    expected = start(), draw()
+    first = start()
+    inside = []
+    for seed in (5, 5, 6):
+        with _keras.seeded(seed):
+            inside.append(draw())
+    assert (first, draw()) == expected
+    assert inside[0] == inside[1]
+    assert inside[0] != inside[2]
+
+
+def test_what_was_given_to_compile_is_known():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"], steps_per_execution=3)
+    given = _keras.compile_arguments(model)
+    known = [given[name] for name in ("loss", "metrics", "steps_per_execution")]
+    assert known == ["mse", ["mae"], 3]
+    again = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    again.compile(**given)
+
+
 def test_lambdas_keep_their_functions():
     factor = 3.0
     layer = keras.layers.Lambda(lambda x: x * factor)

@@ -114,7 +114,7 @@ def task_loss(model, y, y_pred, sample_weight):
 
 
 def compile_arguments(model):
-    """What the user gave to `compile`, by name; `optimizer` may still be a word."""
+    """What the user gave to `compile`, by name."""
     return dict(model._compile_config.config)
 
 
@@ -253,8 +253,9 @@ def schedule_of(optimizer):
 def mend_workers():
     """Lets models train under a strategy of several workers, see Keras' issue 20585. No other strategy is touched.
 
-    Keras builds a model from the first batch as the replicas hold it; any one replica's part tells the shapes. And it
-    takes the mean over the first axis of what the replicas return, which are scalars.
+    Keras builds a model from the first batch as the replicas hold it; any one replica's part tells the shapes. It takes
+    the mean over the first axis of what the replicas return, which are scalars. And it gathers predictions as they are,
+    though workers cannot exchange bfloat16.
     """
     build, reduce = tf_trainer.TensorFlowTrainer._maybe_symbolic_build, tf_trainer.reduce_per_replica
 
@@ -269,13 +270,21 @@ def mend_workers():
                 lambda value: self.distribute_strategy.experimental_local_results(value)[0], first)
         return build(self, iterator, data_batch)
 
-    def reduce_scalars(values, strategy, reduction):
+    def reduce_over_workers(values, strategy, reduction):
         if over_workers(strategy) and reduction in ("auto", "mean"):
             return keras.tree.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+        if over_workers(strategy):
+            return keras.tree.map_structure(lambda value: gathered(value, strategy, reduction), values)
         return reduce(values, strategy, reduction)
 
+    def gathered(value, strategy, reduction):
+        if strategy.experimental_local_results(value)[0].dtype != tf.bfloat16:
+            return reduce(value, strategy, reduction)
+        wide = strategy.run(lambda value: tf.cast(value, tf.float32), args=(value,))
+        return tf.cast(reduce(wide, strategy, reduction), tf.bfloat16)
+
     tf_trainer.TensorFlowTrainer._maybe_symbolic_build = build_locally
-    tf_trainer.reduce_per_replica = reduce_scalars
+    tf_trainer.reduce_per_replica = reduce_over_workers
 
 
 def global_seed():
@@ -369,11 +378,6 @@ def _words(state):
 def _from_words(state):
     version, words, rest = state
     return version, tuple(map(int, words)), rest
-
-
-def tf_seed():
-    """What tf.random.set_seed was called with, which decides on the order of shuffled arrays, or None."""
-    return eager_context.global_seed()
 
 
 @contextlib.contextmanager
