@@ -314,7 +314,7 @@ def first_look(task):
             built.append((hp, task.model(hp)))
 
         space = _oracles.explore(build)
-        if not hasattr(task.build, "fit"):
+        if not task.fits_itself:
             require_objective(task, *built[0])
     return space
 

@@ -62,9 +62,14 @@ class Task:
                 returned=type(model).__name__)
         return model
 
+    @property
+    def fits_itself(self):
+        """Is `build` a HyperModel with a `fit` of its own, whose logs only it knows."""
+        return getattr(type(self.build), "fit", None) not in (None, _oracles.keras_tuner.HyperModel.fit)
+
     def fit(self, hp, model, *args, **kwargs):
-        fit = getattr(self.build, "fit", None)
-        return fit(hp, model, *args, **kwargs) if fit else model.fit(*args, **kwargs)
+        fit = functools.partial(self.build.fit, hp, model) if self.fits_itself else model.fit
+        return fit(*args, **kwargs)
 
     def data(self, which, hp):
         """Training or validation data as the user means them for these values."""
