@@ -59,10 +59,6 @@ def _of_compile(model):
         yield "compile", f"steps_per_execution={model.steps_per_execution}", "fails", "leave it at 1"
     if model.jit_compile and not tf.config.list_physical_devices("GPU"):
         yield "compile", "jit_compile=True without a GPU", "fails", "jit_compile=False"
-    for loss in keras.tree.flatten(model.loss):
-        if getattr(loss, "reduction", None) == "sum":
-            yield ("compile", f"the loss {loss.name} is a sum, which Keras divides by the replicas", "differs",
-                   "take the mean, reduction=\"sum_over_batch_size\", and a larger rate")
 
 
 def _of_optimizer(optimizer):
