@@ -10,8 +10,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-__all__ = ["augment", "average", "cluster", "compress", "data", "distill", "distribute", "prune", "quantize",
-           "regularizers", "report", "schedules", "shrink"]
+__all__ = ["augment", "average", "callbacks", "cluster", "compress", "data", "distill", "distribute", "prune",
+           "quantize", "regularizers", "report", "schedules", "shrink", "tune"]
 
 
 def __getattr__(name):

@@ -40,7 +40,7 @@ def derived(*parts):
 
     Example:
       >>> derived(0, 1), derived(1, 0)
-      (8023137110796440103, 6838174640023412127)
+      (5973285143095172824, 8188690635816437626)
     """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 

@@ -21,7 +21,7 @@ def line_of(event):
 
     Example:
       >>> line_of({"kind": "end", "trial": 3})
-      b'{"event":{"kind":"end","trial":3},"sum":"efef6d2e4d83b5bd"}\\n'
+      b'{"event":{"kind":"end","trial":3},"sum":"d88717db7a9cc668"}\\n'
     """
     body = json.dumps(event, separators=(",", ":"), sort_keys=True, allow_nan=False)
     return f'{{"event":{body},"sum":"{_sum(body)}"}}\n'.encode()

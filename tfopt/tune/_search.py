@@ -68,7 +68,7 @@ class Search:
       >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     search = Search(build, "val_loss", algorithm="random", max_trials=2, directory=folder)
-      ...     search.run((x, x[:, :1]), (x, x[:, :1]), epochs=1, verbose=0)
+      ...     search = search.run((x, x[:, :1]), (x, x[:, :1]), epochs=1, verbose=0)
       ...     print(search.frame.status.tolist(), search.best().count_params())
       ['completed', 'completed'] 3
     """

@@ -275,7 +275,7 @@ def split(y, folds, seed):
 
     Example:
       >>> [outside.tolist() for _, outside in split(np.array([0, 0, 0, 1, 1, 1]), 3, seed=0)]
-      [[2, 4], [0, 5], [1, 3]]
+      [[2, 3], [0, 5], [1, 4]]
     """
     y = np.asarray(y)
     require(2 <= folds <= len(y), "`folds` must be at least 2 and at most the number of examples", folds=folds,
