@@ -302,6 +302,27 @@ def test_refusals(change, words):
         compress.run(**{**given, **change})
 
 
+def test_what_cannot_be_trained_is_an_error_and_what_diverges_a_candidate_that_failed(monkeypatch):
+    x, y = np.ones((40, 64), "float32"), np.arange(40) % 10
+    model = untrained(optimizer="sgd", loss=LOSS)
+    given = {"test": (x, y), "epochs": 1, "steps": {"prune": (0.5,)}}
+    with pytest.raises(RuntimeError, match="cannot train a candidate on `train`"):
+        compress.run(model, (x, np.zeros((40, 3, 2))), (x, y), **given)
+    odd = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "relu")])
+    odd.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match=r"(?s)logits|probabilities"):
+        compress.run(odd, (x, y), (x, y), test=(x, y), epochs=1)
+
+    monkeypatch.setattr(_steps.Training, "fit", diverge)
+    result = compress.run(model, (x, y), (x, y), **given)
+    assert result.tried.why.iloc[1] == "the loss must stay finite. Received: loss=nan."
+    assert len(result.table.rows) == 1
+
+
+def diverge(self, model, rate):
+    _steps.require(False, "the loss must stay finite", loss=np.nan, error=FloatingPointError)
+
+
 def test_numbers_are_no_classes():
     x = np.zeros((4, 64), "float32")
     numbers = x, x[:, :10] + 0.3

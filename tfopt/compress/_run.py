@@ -50,7 +50,7 @@ class Result:
       tried: pandas DataFrame, one row a candidate, on the validation data that chose among them: `step`, `strength`,
         `kept`, `accuracy` with its interval `low`, `high`, `drop` and the `allowed` one, `sparsity` (share of zeros in
         the kernels), `values` (most different values in a kernel), `bytes`, `gzip`, `macs`, `latency_ms`, `epochs`
-        (trained since the original), `seconds`, `why` (of a step that could not be taken).
+        (trained since the original), `seconds`, `why` (of a candidate that could not be made).
       best: the last Keras model that was kept, plain and not compiled; a copy of the original if none was.
       lite: the LiteRT file made of it, a `quantize.LiteModel`; None if no form of it was good enough.
 
@@ -128,10 +128,10 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STEPS, epochs=3, 
       A `Result`.
 
     Raises:
-      ValueError: the model is not as above or not compiled, the data do not fit it or are no classes, a number is
-        out of range, or `directory` holds another run.
+      ValueError: the model is not as above or not compiled, the data do not fit it or are no classes, its outputs are
+        none that "distill" can teach, a number is out of range, or `directory` holds another run.
       TypeError: not a Keras 3 model.
-      FloatingPointError: the loss of a candidate is not finite.
+      RuntimeError: Keras cannot train on `train`; a step lost zeros or shared values.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
@@ -167,9 +167,10 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STEPS, epochs=3, 
         work = [(step, strengths) for step, strengths in ladder.items() if step != "distill"]
         for number, (step, strengths) in enumerate(work, 1):
             climb.take(step, strengths, max_drop * number / len(work))
-        if "quantize" in ladder:
-            climb.shown["original, int8"] = quantize.convert(model, "int8", calibration=training.sample)
-            climb.shown |= {} if climb.lite is None else {climb.lite_name: climb.lite}
+        if climb.lite is not None:
+            form = climb.lite_name.split()[0]
+            climb.shown[f"original, {form}"] = quantize.convert(model, form, calibration=training.sample)
+            climb.shown[climb.lite_name] = climb.lite
         table = report.compare(climb.shown, test, title=f"{model.name}, at most {100 * max_drop:g} points lost")
     return Result(table, pd.DataFrame(climb.rows), climb.best, climb.lite)
 
@@ -256,7 +257,7 @@ class _Climb:
         with seeded(self.seed):
             try:
                 return make[step](self.best, strength, self.training), ""
-            except ValueError as error:
+            except (ValueError, FloatingPointError) as error:
                 return None, str(error)
 
     def _restore(self, step, strength, name):

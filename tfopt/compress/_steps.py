@@ -37,18 +37,23 @@ class Training:
         self.arguments = {name: value for name, value in compile_arguments(model).items() if name != "optimizer"}
         self.peak = peak(self.optimizer)
         self.sample = _first_inputs(data(), 256)
+        if taught:
+            teach(model, _models.copy(model))              # refuses now what it cannot teach
 
     def fit(self, model, rate):
         """Trains `model` in place; the rate falls along a cosine from `rate` times the user's highest to zero."""
         schedule = schedules.CosineDecay(self.peak * rate, self.steps)
         optimizer = type(self.optimizer).from_config({**self.optimizer.get_config(), "learning_rate": schedule})
-        learner = model if self.teacher is None else taught(self.teacher, model)
+        learner = model if self.teacher is None else teach(self.teacher, model)
         learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
-        loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
+        try:
+            loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
+        except ValueError as error:                        # of the user's data or loss, not of a step that refuses
+            raise RuntimeError(f"compress.run cannot train a candidate on `train`: {error}") from error
         require(np.isfinite(loss), "the loss must stay finite", loss=loss, error=FloatingPointError)
 
 
-def taught(teacher, student):
+def teach(teacher, student):
     return distill.Distiller(teacher, student, distill.Logits(temperature=4.0))
 
 
