@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from .._keras import datasets_in, holds_resources, keras, shuffled_by, tf, tf_seed
+from .._keras import datasets_in, global_seed, holds_resources, keras, shuffled_by, tf
 
 # Data sets whose passes differ only by how many iterators were made of them before.
 _STRAIGHT = {"CacheDataset", "TFRecordDatasetV2", "TextLineDatasetV2", "_AssertCardinalityDataset", "_BatchDataset",
@@ -31,7 +31,7 @@ class Source:
 
     def __init__(self, fit, saved, seed):
         self.fit, self.first = fit, None
-        self.seed = saved["seed"] if saved else seed if fit.shuffle and tf_seed() is None else None
+        self.seed = saved["seed"] if saved else seed if fit.shuffle and global_seed() is None else None
         self.draws, self.draws_a_pass = 0, fit.iterator.num_batches if fit.shuffle == "batch" else 1
         with shuffled_by(self._shuffled) if self.seed is not None else contextlib.nullcontext():
             dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
@@ -46,7 +46,7 @@ class Source:
             self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
                 fit.arrays is not None or _is_straight(dataset))
         if fit.arrays is not None:
-            self._look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else tf_seed() or 0]))
+            self._look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else global_seed() or 0]))
             if self.seed is not None:
                 fit.dataset = dataset
         elif isinstance(dataset, tf.data.Dataset):

@@ -74,7 +74,7 @@ class Folder:
             raise DamagedError(f"its format is {form}, not {FORMAT}")
         text = _bytes(folder / "state.json")
         if hashlib.sha256(text).hexdigest() != digest:
-            raise DamagedError(f"state.json ({len(text)} bytes) fails its checksum")
+            raise DamagedError(f"state.json ({len(text)} bytes) does not fit its checksum in manifest.json")
         state = _json(folder / "state.json", text)
         arrays = _arrays(folder / "arrays.npz", sums)
         for name, form in state["forms of arrays"].items():
@@ -132,7 +132,7 @@ def _arrays(path, sums):
         with zipfile.ZipFile(path) as archive:
             found = {info.filename: info.CRC for info in archive.infolist()}
         if found != sums:
-            raise DamagedError("arrays.npz does not hold what its manifest lists")
+            raise DamagedError("arrays.npz does not hold what manifest.json lists")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile,

@@ -97,7 +97,7 @@ class Memory:
     """What a callback has come to remember since training began: its attributes, if they are plain data.
 
     An argument of its constructor belongs to the user, and is left out as long as it is what it was. An array counts
-    as the same if it is the same object.
+    as the same if it is the same object. Lists, dicts and sets of anything else are always taken along.
 
     Args:
       callback: any keras.callbacks.Callback, whose `on_train_begin` has run.
@@ -105,11 +105,13 @@ class Memory:
 
     def __init__(self, callback):
         self.callback, self.name = callback, type(callback).__name__
-        self.kept = []                                                  # arrays, so that their ids stay taken
-        self.begun = dict(vars(callback))
-        given = inspect.signature(type(callback).__init__).parameters
-        self.given = {name: _look(value, self.kept) for name, value in self.begun.items() if name in given}
-        self.lost = {}
+        self.begun, self.given, self.kept, self.lost = dict(vars(callback)), {}, [], {}
+        for name in inspect.signature(type(callback).__init__).parameters:
+            arrays = []
+            look = _look(self.begun.get(name), arrays)
+            if arrays or not isinstance(self.begun.get(name), list | dict | set):
+                self.given[name] = look
+                self.kept += arrays                                     # so that their ids stay taken
 
     def packed(self, keep):
         """{attribute: packed value}; what is not data and has changed is listed in `lost`."""
@@ -127,6 +129,7 @@ class Memory:
     def restore(self, state, arrays):
         for name, packed in state.items():
             setattr(self.callback, name, unpack(packed, arrays, vars(self.callback).get(name)))
+            self.given.pop(name, None)
 
 
 def _look(value, kept):

@@ -1,0 +1,172 @@
+"""States on disk: whole or not there, checked when read. And a real SIGKILL or two."""
+
+import collections
+import importlib.util
+import json
+import pathlib
+import random
+import shutil
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfopt.callbacks._states import DamagedError, Folder
+from tfopt.callbacks._values import Memory, NoDataError, pack, settings_of, unpack
+
+VERIFY = pathlib.Path(__file__).parent.parent / "benchmarks" / "verify" / "resume.py"
+
+
+@pytest.fixture
+def verify():
+    spec = importlib.util.spec_from_file_location("verify_resume", VERIFY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(path, count=3, keep=2):
+    folder = Folder(path, keep)
+    for number in range(1, count + 1):
+        folder.write({"number": number, "nested": [None, {"a": 0.1}]},
+                     {"one": np.arange(5.) * number, "two": np.array(3, ml_dtypes.bfloat16), "none": np.zeros((0, 2))})
+    return Folder(path, keep)
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    folder = written(tmp_path)
+    assert folder.numbers() == [3, 2]
+    number, (state, arrays) = folder.newest()
+    assert (number, state["number"], state["nested"]) == (3, 3, [None, {"a": 0.1}])
+    np.testing.assert_array_equal(arrays["one"], np.arange(5.) * 3)
+    assert arrays["two"].dtype == ml_dtypes.bfloat16
+    assert arrays["none"].shape == (0, 2)
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert Folder(tmp_path / "absent", 2).newest() == (0, None)
+
+
+@pytest.mark.parametrize("file", ["arrays.npz", "state.json", "manifest.json"])
+@pytest.mark.parametrize("fault", ["cut in half", "empty", "with a bit flipped", "missing"])
+def test_a_damaged_state_is_named_and_passed_over(tmp_path, verify, file, fault):
+    folder = written(tmp_path)
+    verify.DAMAGES[fault](folder.at(3) / file)
+    with pytest.warns(UserWarning, match=rf"state-000003 is damaged: .*{file}"):
+        assert folder.newest()[0] == 2
+    folder.write({}, {})
+    assert folder.numbers() == [4, 2], "the damaged one makes room, the good one stays"
+
+
+def test_a_bit_flipped_anywhere_is_seen_or_does_no_harm(tmp_path):
+    folder = written(tmp_path, 1)
+    expected, draw = folder.read(1), random.Random(0)
+    seen = collections.Counter()
+    for file in ("arrays.npz", "state.json", "manifest.json"):
+        whole = (folder.at(1) / file).read_bytes()
+        for _ in range(150):
+            broken = bytearray(whole)
+            broken[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            (folder.at(1) / file).write_bytes(broken)
+            try:
+                found = folder.read(1)
+            except DamagedError:
+                seen[file] += 1
+                continue
+            assert found[0] == expected[0]
+            for name, array in expected[1].items():
+                np.testing.assert_array_equal(found[1][name], array)
+        (folder.at(1) / file).write_bytes(whole)
+    assert seen["state.json"] == 150
+    assert min(seen.values()) > 50
+
+
+def test_without_a_whole_state_it_stops(tmp_path):
+    folder = written(tmp_path)
+    for number in (2, 3):
+        (folder.at(number) / "arrays.npz").unlink()
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="finds no whole state") as caught:
+        folder.newest()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    folder = written(tmp_path, 1)
+    shutil.copytree(folder.at(1), tmp_path / ".half-000002")
+    assert folder.newest()[0] == 1
+    folder.write({}, {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["state-000001", "state-000002"]
+
+
+def test_a_state_of_another_format_is_not_read(tmp_path):
+    folder = written(tmp_path, 1)
+    manifest = folder.at(1) / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
+    with pytest.raises(DamagedError, match="its format is 2, not 1"):
+        folder.read(1)
+
+
+def test_plain_data_come_back_and_nothing_else_goes_in():
+    arrays = {}
+
+    def keep(array):
+        arrays[str(len(arrays))] = array
+        return str(len(arrays) - 1)
+
+    thing = {"a": [1, 2.5, None, True, "word", (1, 2)], 3: np.arange(3), "s": {4}, "f": np.float32(0.1),
+             "nan": float("nan"), "op": keras.ops.less, "u": np.greater, ("k", 1): np.array(["x"])}
+    packed = json.loads(json.dumps(pack(thing, keep)))
+    found = unpack(packed, arrays)
+    assert found.keys() == thing.keys()
+    assert found["a"] == thing["a"]
+    assert found["op"] is keras.ops.less
+    assert found["u"] is np.greater
+    assert type(found["f"]) is np.float32
+    assert found["s"] == {4}
+    assert np.isnan(found["nan"])
+    np.testing.assert_array_equal(found[3], np.arange(3))
+    for other in (object(), lambda: 1, open, np.array([object()]), [keras.Model], iter([1])):
+        with pytest.raises(NoDataError):
+            pack(other, keep)
+
+
+def test_what_is_there_is_filled_in_place():
+    counter, variable, seen = collections.defaultdict(int, a=1), tf.Variable(1.), [1]
+    arrays = {"v": np.float32(5)}
+    unpack({"dict": [["a", 2]]}, arrays, counter)
+    unpack({"list": [1, 2]}, arrays, seen)
+    unpack({"variable": "v"}, arrays, variable)
+    assert counter == {"a": 2}
+    assert counter["b"] == 0
+    assert seen == [1, 2]
+    assert float(variable) == 5
+
+
+def test_arguments_of_a_callback_are_the_users():
+    class Mine(keras.callbacks.Callback):
+        def __init__(self, patience, data):
+            super().__init__()
+            self.patience, self.data, self.best = patience, data, None
+
+    callback = Mine(3, np.zeros(4))
+    memory = Memory(callback)
+    callback.best = 0.5
+    assert memory.packed(None) == {"best": 0.5}
+    callback.patience = 2
+    assert memory.packed(None) == {"best": 0.5, "patience": 2}
+    assert Memory(Mine(3, [1])).packed(None) == {"data": {"list": [1]}, "best": None}
+
+
+def test_settings_tell_optimizers_apart():
+    assert settings_of(keras.optimizers.Adam(0.1)) == settings_of(keras.optimizers.Adam(0.1, name="other"))
+    assert settings_of(keras.optimizers.Adam(0.1)) != settings_of(keras.optimizers.Adam(0.2))
+
+
+def test_killed_at_a_batch_and_while_it_writes(verify, tmp_path):
+    """Real processes and SIGKILLs; benchmarks/verify/resume.py has many more of them."""
+    rows = list(verify.chain("arrays", [("SIGKILL at a batch", {"kill": 17}),
+                                        ("SIGKILL in a write", {"kill_sync": 8})], tmp_path))
+    assert [row["equal"] for row in rows] == ["yes", "yes"]
+    assert all(row["redone"] <= verify.EVERY for row in rows)
