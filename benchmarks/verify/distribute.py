@@ -214,7 +214,7 @@ def remember():
 
 # prune, cluster, quantize
 
-@piece(wrap=None, pattern="2:4")
+@piece(wrap=None, pattern=(2, 4))
 def prune_(pattern):
     model = prune.wrap(dense(penalty="l2"), 0.5, pattern=pattern, end=4, every=1)
     return fitted(model, optimizer=keras.optimizers.Adam(0.01))

@@ -15,8 +15,8 @@ OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_
 def check(model, data=None):
     """What in a model will not behave under several replicas as on one device, and what to do.
 
-    Each kind of finding stands as a row of docs/measured/distribute.csv: it was run on two devices and fails or differs
-    there. A custom layer that assigns to its own variables is not seen.
+    Whatever it names was run, on several devices and on one (docs/measured/distribute.csv). It does not see a layer of
+    your own that assigns to its variables.
 
     Args:
       model: a built keras.Model; compile it first, or the optimizer and the loss are not looked at.
