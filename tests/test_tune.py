@@ -203,13 +203,14 @@ def test_epochs_batch_and_data_may_depend_on_the_parameters(tmp_path):
         return build(hp)
 
     def train(hp):
-        return TRAIN[0] * hp.Fixed("scale", 2.0), TRAIN[1]
+        return TRAIN[0] * hp.Choice("scale", [1.0, 2.0]), TRAIN[1]
 
     found = run(tmp_path, Quick(some), train=train, max_trials=4)
     expected = [math.ceil(75 / row.batch_size) * row.epochs for row in found.frame.itertuples()]
     assert seen[-4:] == expected
     assert len(set(expected)) > 1
-    assert (found.frame.scale == 2).all()
+    assert set(found.frame.scale) == {1.0, 2.0}
+    assert not math.isnan(found.frame.scale[0])
 
 
 def test_a_hypermodel_of_keras_tuner_works_as_it_is(tmp_path):
@@ -229,6 +230,12 @@ def test_a_hypermodel_of_keras_tuner_works_as_it_is(tmp_path):
     assert (found.frame.epoch < found.frame.rounds).all()
     found = run(tmp_path / "b", Own())
     assert (found.frame.val_loss == found.frame.units).all()
+
+    class Forgetful(Hyper):
+        def fit(self, hp, model, train, **kwargs):
+            return model.fit(train, epochs=2, verbose=0, validation_data=VAL)
+
+    assert (run(tmp_path / "c", Forgetful(), max_trials=1).frame.status == "completed").all()
 
 
 def test_conditions_are_found_and_drawn(tmp_path):

@@ -74,7 +74,9 @@ def search(folder, algorithm, trials=TRIALS):
 
 
 def run(folder, algorithm):
-    return search(folder, algorithm).run(*data(), epochs=EPOCHS, batch_size=BATCH, verbose=0)
+    """Three epochs are the least with which Hyperband promotes a trial."""
+    epochs = 3 if algorithm == "hyperband" else EPOCHS
+    return search(folder, algorithm).run(*data(), epochs=epochs, batch_size=BATCH, verbose=0)
 
 
 def scores(folder, algorithm):

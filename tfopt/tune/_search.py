@@ -311,6 +311,8 @@ def first_look(task):
 
         def build(hp):
             hp.steps = lambda: 1000
+            if callable(task.train) and not isinstance(task.train, tf.data.Dataset):
+                task.train(hp)                                       # may choose too
             built.append((hp, task.model(hp)))
 
         space = _oracles.explore(build)

@@ -221,6 +221,8 @@ def _train(task, hp, folder, train, val, seed, alive):
                       shuffle=False, callbacks=[*given, best, Resume(folder / "resume")],
                       **({} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}))
     if "logs" not in best.note:                                      # a `fit` of the user's own that called no callback
+        if isinstance(result, keras.callbacks.History):
+            result = {name: values[-1] for name, values in result.history.items()}
         logs = result if isinstance(result, dict) else {task.watched[0]: result}
         best.set_model(model)
         best.on_epoch_end(0, logs)
