@@ -86,8 +86,13 @@ def test_a_tpu_that_does_not_answer_is_refused_in_one_line(monkeypatch):
 def test_a_strange_cluster_is_refused(monkeypatch, text):
     if text is not None:
         monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match=r"TF_CONFIG must list the workers.*python -m tfopt.distribute"):
+    with pytest.raises(ValueError, match=r"TF_CONFIG must list workers.*python -m tfopt.distribute"):
         distribute.strategy("multi_worker")
+
+
+def test_a_cluster_with_a_chief_is_one():
+    _strategy._require_cluster(json.dumps({"cluster": {"chief": ["a:1"], "worker": ["b:1"]},
+                                           "task": {"type": "chief", "index": 0}}))
 
 
 def test_workers_join_before_anything_is_computed(monkeypatch):

@@ -153,7 +153,7 @@ def Synchronous(settings):  # noqa: N802
 
 @piece()
 def even():
-    """34 and then 35 examples, so that the last batch is one that 2 replicas can share and one that none can."""
+    """35 examples in batches of 16: the last one has 3."""
     x, y = table(35)
     full = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
     return fitted(dense(), distribute.even(full, replicas=4), check=(x, y))
@@ -214,10 +214,9 @@ def remember():
 
 # prune, cluster, quantize
 
-@piece(wrap=None, pattern=(2, 4))
-def prune_(pattern):
-    model = prune.wrap(dense(penalty="l2"), 0.5, pattern=pattern, end=4, every=1)
-    return fitted(model, optimizer=keras.optimizers.Adam(0.01))
+@piece(wrap={"end": 4, "every": 1}, pattern={"pattern": (2, 4)})
+def prune_(settings):
+    return fitted(prune.wrap(dense(penalty="l2"), 0.5, **settings), optimizer=keras.optimizers.Adam(0.01))
 
 
 @piece()

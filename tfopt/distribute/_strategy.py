@@ -58,17 +58,17 @@ def strategy(kind="auto"):
     if kind == "auto":
         kind = next(iter(_made), None) or _best()
     if kind == "one":
-        made, why = tf.distribute.get_strategy(), "plain Keras on one device"
+        chosen, why = tf.distribute.get_strategy(), "plain Keras on one device"
     else:
         require(not _made or kind in _made, "a process can have one strategy over several devices: TensorFlow's "
                 "collective operations keep the group they began with", first=next(iter(_made), None), second=kind,
                 do="Use a process for each.", error=RuntimeError)
         if kind not in _made:
             _made[kind] = _MAKERS[kind]()
-        made = _made[kind]
-        why = _WHY[kind].format(replicas=made.num_replicas_in_sync)
+        chosen = _made[kind]
+        why = _WHY[kind].format(replicas=chosen.num_replicas_in_sync)
     sys.stderr.write(f"distribute.strategy: {kind}, {why}.\n")
-    return made
+    return chosen
 
 
 def made():
@@ -108,24 +108,24 @@ def _tpu():
 def _multi_worker():
     _require_cluster(os.environ.get("TF_CONFIG"))
     try:
-        made = tf.distribute.MultiWorkerMirroredStrategy()
+        joined = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:                          # "... must be configured at program startup"
         raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
                            f"{error}. Move the call to the top of the script.") from error
-    agree(made)
-    mend(made)
-    return made
+    agree(joined)
+    mend(joined)
+    return joined
 
 
 def _require_cluster(text):
     remedy = "Start the script with `python -m tfopt.distribute --workers N script.py`, or see --hosts."
     try:
         found = json.loads(text or "")
-        workers, task = found["cluster"]["worker"], found["task"]
-        fits = (set(found["cluster"]) == {"worker"} and task["type"] == "worker" and 0 <= task["index"] < len(workers))
+        workers, task = found["cluster"], found["task"]
+        fits = set(workers) <= {"chief", "worker"} and 0 <= task["index"] < len(workers[task["type"]])
     except (ValueError, TypeError, KeyError):
         fits = False
-    require(fits, "TF_CONFIG must list the workers, all of type worker, and which of them this process is",
+    require(fits, "TF_CONFIG must list workers, of type chief or worker, and which of them this process is",
             TF_CONFIG=text, do=remedy)
 
 
