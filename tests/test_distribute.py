@@ -141,6 +141,16 @@ def test_the_probe_tells_right_from_wrong(monkeypatch):
     assert _workers.fault(strategy) == "ValueError: no such axis"
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_the_probe_is_right_under_any_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        assert _workers.fault(tf.distribute.get_strategy()) is None
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def test_the_correction_is_applied_only_where_it_is_needed(monkeypatch):
     faults, mended = [None], []
     monkeypatch.setattr(_workers, "fault", lambda strategy: faults.pop(0))
@@ -362,9 +372,10 @@ def test_keras_alone_fails_where_tfopt_equals_one_device(tmp_path):
 KILLED = """
 import os, signal
 import keras, numpy as np
-from tfopt import distribute
-strategy = distribute.strategy()
 import tensorflow as tf
+from tfopt import distribute
+keras.config.set_dtype_policy(distribute.precision("mixed_bfloat16"))
+strategy = distribute.strategy()
 print("draw", float(tf.random.uniform([])))
 x = np.ones((16, 2))
 with strategy.scope():
@@ -383,7 +394,7 @@ model.fit(x, x[:, :1], batch_size=8, epochs=1000000, verbose=0, callbacks=[Dies(
 
 
 def test_a_killed_worker_ends_the_others(tmp_path):
-    """And workers without a seed drew a common one."""
+    """Also: the policy may be set before, and workers without a seed get a common one."""
     (tmp_path / "killed.py").write_text(KILLED)
     done = run("-m", "tfopt.distribute", "--workers", "2", "killed.py", cwd=tmp_path)
     assert done.returncode == 137, done.stderr[-4000:]

@@ -31,9 +31,10 @@ def fault(strategy):
     try:
         with same_randomness():
             with strategy.scope():
-                kernel = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="probe_kernel")
+                kernel = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="probe_kernel",
+                                            dtype="float32")         # whatever the policy, which may be set already
                 model = keras.Sequential([keras.Input((1,), name="probe_input"), kernel], name="probe")
-                model.compile(keras.optimizers.SGD(0.1, name="probe_rate"), "mse")
+                model.compile(keras.optimizers.SGD(0.1, name="probe_rate"), "mse", auto_scale_loss=False)
             loss = model.fit(x, 0 * x, size, shuffle=False, verbose=0).history["loss"][0]
     except (TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
