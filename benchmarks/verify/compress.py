@@ -39,17 +39,14 @@ def fashion(folder, epochs=8, max_drop=0.004, seed=0):
              "quantize": ("int8 trained", "int8")}
     result = compress.run(base, data.arrays(*train, 128, seed=seed), val, test=test, max_drop=max_drop, steps=steps,
                           epochs=epochs, directory=folder / "tried", seed=seed)
-    result.save(folder / "fashion")
     spent = int(result.tried[result.tried.kept].epochs.max())
     again = keras.models.clone_model(base)
     again.set_weights(base.get_weights())
     control = trained(folder / "control.keras", again, train, val, spent, 1e-3 / 3, seed)
-    files = {"control": control, "control, int8": quantize.convert(control, calibration=x[:256])}
-    controls = report.compare(files, test)
-    write("fashion", pd.concat([result.table.frame, controls.frame]),
-          {"original": 0, "original, int8": 0, "control": spent, "control, int8": spent,
-           **dict(zip(result.table.frame.index[1:], result.tried[result.tried.kept].epochs.iloc[1:], strict=False))})
-    print(result.table, controls, result.tried.round(4).to_string(), sep="\n\n")
+    controls = report.compare({"control": control, "control, int8": quantize.convert(control, calibration=x[:256])},
+                              test)
+    finish("fashion", result, folder, controls.frame.assign(epochs=spent))
+    print(f"\n{controls}")
     first, last = result.table.rows[0], result.table.rows[-1]
     print(f"\nfashion: {first.gzip:,} -> {last.gzip:,} bytes through gzip, {first.gzip / last.gzip:.1f} times smaller; "
           f"accuracy {first.accuracy:.4f} -> {last.accuracy:.4f}, "
@@ -119,22 +116,20 @@ def photographs(folder, side=32):
                                   directory=folder / "folder_tried"), folder)
 
 
-def finish(name, result, folder):
-    result.save(folder / name)
-    write(name, result.table.frame, {})
-    print(result.table, result.tried.round(4).to_string(), sep="\n\n", flush=True)
-
-
-def write(task, frame, epochs):
-    """The task's rows in the table, in place of older ones."""
-    rows = frame[COLUMNS].rename_axis("model").reset_index()
+def finish(task, result, folder, controls=None):
+    """Saves and prints a result, and puts its rows in the table, in place of older ones."""
+    result.save(folder / task)
+    kept = result.tried[result.tried.kept]
+    rows = result.table.frame.assign(epochs=0)
+    rows.loc[~rows.index.str.startswith("original"), "epochs"] = kept.epochs.iloc[1:].to_numpy()
+    rows = pd.concat([rows, controls])[[*COLUMNS, "epochs"]].rename_axis("model").reset_index()
     rows.insert(0, "task", task)
-    rows["epochs"] = rows.model.map(epochs)
     if TABLE.exists():
         seen = pd.read_csv(TABLE)
         rows = pd.concat([seen[seen.task != task], rows])
     TABLE.parent.mkdir(exist_ok=True)
     rows.to_csv(TABLE, index=False, float_format="%.6g")
+    print(result.table, result.tried.round(4).to_string(), sep="\n\n", flush=True)
 
 
 def main(tasks, folder):
