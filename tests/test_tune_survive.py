@@ -23,7 +23,7 @@ print(json.dumps([*verify.kill_often("tpe", [60, 47], expected), len(expected)])
 WORKERS = LOAD + """
 import tempfile, time
 with tempfile.TemporaryDirectory() as folder:
-    processes = verify.start(folder, "random", lease=4, dies="tuner0", at=30)
+    processes = verify.start(folder, "random", lease=8, dies="tuner0", at=15)
     codes = {name: process.wait(240) for name, process in processes.items()}
     frame = verify.search(f"{folder}/study", "random").frame
     print(json.dumps([codes, frame.status.tolist()]))

@@ -5,7 +5,7 @@ events in the same order draws the same points, in a new process too. KerasTuner
 point from seed + n + i, so that neighbouring seeds share points; here each point has a generator of its own, seeded by
 a hash.
 
-Private names of KerasTuner, and the version they were run with (tests/test_tune_oracles.py asks for each):
+Private names of KerasTuner, and the version they were run with (tests/test_tune_record.py asks for each):
 
     Oracle._seed_state                     1.4.8    seeds the next random value
     Oracle._record_values                  1.4.8    remembers a point as tried
@@ -161,8 +161,7 @@ class Tpe(Replayed, keras_tuner.Oracle):
         self.optuna = optuna_or_refuse()
         level = self.optuna.logging.get_verbosity()
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
-        self.directions = {"min": "minimize", "max": "maximize"}
-        self.study = self.optuna.create_study(directions=[self.directions[d] for d in directions])
+        self.study = self.optuna.create_study(directions=[f"{way}imize" for way in directions])
         self.optuna.logging.set_verbosity(level)
         self.asked = {}
 
