@@ -1,8 +1,8 @@
 """An exact restart: what a training was, saved as it goes on; it then goes on as if nothing had happened."""
 
-import logging
 import math
 import os
+import sys
 import warnings
 
 from .. import _models
@@ -10,9 +10,17 @@ from .._check import require, require_number
 from .._keras import Fit, keras, randomness, set_randomness, tf
 from ._data import ADVICE, Source, take
 from ._states import Folder
-from ._values import Memory, forms_of, pack, require_same, schedule_variables, settings_of, unpack, value_of
-
-_LOG = logging.getLogger(__name__)
+from ._values import (
+    Memory,
+    forms_of,
+    optimizers_of,
+    pack,
+    require_same,
+    schedule_variables,
+    settings_of,
+    unpack,
+    value_of,
+)
 
 
 class Resume(keras.callbacks.Callback):
@@ -61,6 +69,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._fit = Fit(self.model)
+        self._fit.report_metrics(False)
         self._go_last(logs)
         self._folder = Folder(self.directory, self.keep)
         self._found = self._find()
@@ -93,6 +102,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._fit.begin_at(None)
+        self._fit = self._source = self._found = self._memories = self._begun = None            # they hold the data
 
     def _go_last(self, logs):
         """From now on this callback is called after all others; those after it begin now, to be restored with them."""
@@ -133,21 +143,22 @@ class Resume(keras.callbacks.Callback):
 
     def _build(self, batch):
         """Makes the variables that a state has values for; those of the metrics only in the middle of an epoch."""
-        optimizer = self.model.optimizer
         with _models.scope_of(self.model):
             if batch or not self.model.built:
                 self._fit.build(self._source.symbols())
-            elif not optimizer.built:
-                optimizer.build(self.model.trainable_variables)
+            elif not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
 
     def _forms(self):
         """What must be as it was for a state to fit, as JSON has it."""
-        return {"model": forms_of(self.model.variables), "optimizer": forms_of(self.model.optimizer.variables),
+        return {**{name: forms_of(variables) for name, variables in self._variables(0).items()},
                 "settings": self._settings, "data": self._source.form}
 
     def _variables(self, batch):
-        return {"model": self.model.variables, "optimizer": self.model.optimizer.variables,
-                "schedule": schedule_variables(self.model.optimizer),
+        optimizers = optimizers_of(self.model)
+        return {"model": self.model.variables,
+                "optimizer": [variable for optimizer in optimizers for variable in optimizer.variables],
+                "schedule": [variable for optimizer in optimizers for variable in schedule_variables(optimizer)],
                 "metrics": self.model.metrics_variables if batch else []}
 
     def _save(self, epoch, batch, stopped=False):
@@ -179,10 +190,8 @@ class Resume(keras.callbacks.Callback):
 
     def _restore(self, state, arrays):
         for name, variables in self._variables(state["batch"]).items():
-            there = sum(key.startswith(f"{name}-") for key in arrays)
-            require(there == len(variables), f"callbacks.Resume needs as many variables of the {name} as it has saved",
-                    saved=there, now=len(variables), directory=str(self.directory),
-                    do="Make it as it was, or choose another directory to train anew.")
+            saved = [arrays[key] for key in arrays if key.startswith(f"{name}-")]
+            require_same(name, forms_of(saved), forms_of(variables), self.directory)
             for number, variable in enumerate(variables):
                 variable.assign(arrays[f"{name}-{number}"])
         saved = list(state["callbacks"])
@@ -191,6 +200,10 @@ class Resume(keras.callbacks.Callback):
             if found:
                 saved.remove(found)
                 memory.restore(found[1], arrays)
+        unused = [name for name, remembered in saved if remembered]
+        if unused:
+            warnings.warn(f"callbacks.Resume has saved what {', '.join(unused)} remembered, and no such callback is "
+                          "there now.", stacklevel=2)
         set_randomness(unpack(state["random"], arrays))
 
     def _begin(self, state):
@@ -202,7 +215,9 @@ class Resume(keras.callbacks.Callback):
             how = "was stopped by a callback" if state["stopped"] else "ended"
             warnings.warn(f"callbacks.Resume: the training in {self.directory} {how} after {epoch} epochs; nothing is "
                           f"left to do for epochs={epochs}. Choose another directory to train anew.", stacklevel=2)
-        _LOG.info("%s: on from epoch %d, batch %d", self.directory, epoch, state["batch"])
+        elif self.params["verbose"]:
+            sys.stderr.write(f"callbacks.Resume: {self.directory} goes on with epoch {epoch + 1} of {epochs}, after "
+                             f"batch {state['batch']}.\n")
 
     def _steps(self, own):
         """The steps of an epoch, the first time those that are left of it. States are saved between them."""
@@ -222,8 +237,6 @@ class Resume(keras.callbacks.Callback):
             self._since += end + 1 - begin
             if self._is_due() and end + 1 < (self._fit.iterator.num_batches or math.inf):
                 self._save(self._epoch, end + 1)
-        if waits:
-            self._go_on(state, arrays)
 
     def _replay(self, state, own):
         """Brings the data to the epoch that is resumed."""
@@ -239,7 +252,7 @@ class Resume(keras.callbacks.Callback):
         """In the middle of an epoch: all is as it was when the state was saved."""
         self._require_order(self._source.first == state["source"]["first"], first_batch="another one")
         self._restore(state, arrays)
-        self._fit.report_metrics(True)
+        self._fit.report_metrics(not self._source.form["batches"])      # it may have been the last one
         return False
 
     def _require_order(self, ok, **received):

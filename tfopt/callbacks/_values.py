@@ -150,6 +150,13 @@ def value_of(variable):
     return value.numpy() if hasattr(value, "numpy") else keras.ops.convert_to_numpy(value)      # which copies twice
 
 
+def optimizers_of(model):
+    """The optimizer a model was compiled with, and others that are attributes of it."""
+    held = {id(thing): thing for thing in [model.optimizer, *vars(model).values()]
+            if isinstance(thing, keras.optimizers.Optimizer)}
+    return list(held.values())
+
+
 def schedule_variables(optimizer):
     """The variables inside the schedules that an optimizer, or those inside it, hold."""
     found = []
