@@ -32,7 +32,7 @@ Private names, and the versions they were run with (tests/test_keras_door.py ask
     Optimizer._get_variable_index                 3.15            the place of a variable among them
     TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
     reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
-    keras.src.backend.common.global_state         3.15            holds the generator behind seed=None, the counts of names
+    keras.src.backend.common.global_state         3.15            holds the generator behind seed=None, and names
     tensorflow.python.eager.context               TF 2.21         holds the seed, and the counter of eager operations
     tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
     tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
