@@ -346,7 +346,7 @@ def test_an_unknown_name_is_refused():
 
 def run(*command, cwd, **environment):
     return subprocess.run([sys.executable, "-P", *map(str, command)], cwd=cwd, text=True, capture_output=True,
-                          timeout=900, env={**os.environ, **environment})
+                          timeout=3000, env={**os.environ, **environment})
 
 
 SAMPLE = ["L2: Adam", "mixed bfloat16", "synchronize", "Synchronous: accumulate", "schedule: Knee", "Distiller: Logits",
