@@ -1,6 +1,6 @@
 """Does distillation help? Full Fashion-MNIST, a student of at most 100,000 parameters, equal epochs, several seeds.
 
-    python benchmarks/verify/distill.py [--epochs 12] [--seeds 3] [method ...]
+    python benchmarks/verify/distill.py [--epochs 5] [--seeds 3] [method ...]
 
 Each row is appended to docs/measured/distill.csv when it is done, so an interrupted run goes on where it stopped;
 models that later rows start from are kept in results/distill. The table of means is printed at the end. The teacher is
@@ -80,9 +80,10 @@ class Bench:
         model.fit(data.arrays(self.x, self.y, BATCH) if taught is None else taught, epochs=epochs, verbose=0)
         return model
 
-    def distilled(self, seed, losses, model=None, **options):
-        made = distill.Distiller(self.teacher(), model or student(seed), losses, student_weight=0.2)
-        return self.fit(made, **options).student
+    def distilled(self, seed, losses, model=None, live=False, **options):
+        """Learns from remembered answers, or `live` from the teacher itself: the same to the last digits."""
+        made = distill.Distiller(self.teacher() if live else None, model or student(seed), losses, student_weight=0.2)
+        return self.fit(made, taught=None if live else self.remembered(), **options).student
 
     def remembered(self, views=1):
         path = WORK / f"answers_{self.epochs}_{views}"
@@ -108,11 +109,10 @@ class Bench:
         return self.of_keras(seed, keras.distillation.LogitsDistillation(4.0, loss=keras.losses.KLDivergence()))
 
     def live(self, seed):
-        return self.distilled(seed, distill.Logits(4.0))
+        return self.distilled(seed, distill.Logits(4.0), live=True)
 
     def answers(self, seed):
-        return self.fit(distill.Distiller(None, student(seed), distill.Logits(4.0), student_weight=0.2),
-                        taught=self.remembered()).student
+        return self.distilled(seed, distill.Logits(4.0))
 
     def answers_of_views(self, seed):
         """Four views in one pass: a quarter of the passes is as many steps."""
@@ -126,7 +126,7 @@ class Bench:
         return self.distilled(seed, distill.Decoupled(4.0, others=2.0))
 
     def features(self, seed):
-        return self.distilled(seed, [distill.Logits(4.0), distill.Features({"middle_1": "features"})])
+        return self.distilled(seed, [distill.Logits(4.0), distill.Features({"middle_1": "features"})], live=True)
 
     def start(self, seed):
         path = WORK / f"alone_{self.epochs}_{seed}.keras"
@@ -154,14 +154,14 @@ class Bench:
         return self.int8(seed, distilled=True)
 
 
-METHODS = ["alone", "live", "keras_kl", "keras_default", "answers", "decoupled", "features", "alone_augmented",
-           "answers_of_views", "prune80", "prune80_distilled", "int8", "int8_distilled"]
+METHODS = ["alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled", "live", "keras_kl",
+           "keras_default", "features", "alone_augmented", "answers_of_views"]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("methods", nargs="*", default=METHODS)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="keras")
