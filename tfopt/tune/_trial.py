@@ -216,12 +216,10 @@ def _train(task, hp, folder, train, val, seed, alive):
         return note, facts
     folder.mkdir(parents=True, exist_ok=True)
     best = Best(folder, *task.watched, alive)
-    given, resume = list(task.callbacks(hp)) if task.callbacks else [], Resume(folder / "resume")
+    given = list(task.callbacks(hp)) if task.callbacks else []
     result = task.fit(hp, model, batches, validation_data=val, epochs=task.epochs_of(hp), verbose=0,
-                      shuffle=False, callbacks=[*given, best, resume],
+                      shuffle=False, callbacks=[*given, best, Resume(folder / "resume")],
                       **({} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}))
-    if hasattr(resume, "_source"):
-        resume._source.fit = None                                    # TensorFlow holds its `numpy_function`s for ever
     if "logs" not in best.note:                                      # a `fit` of the user's own that called no callback
         if isinstance(result, keras.callbacks.History):
             result = {name: values[-1] for name, values in result.history.items()}
