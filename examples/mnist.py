@@ -107,7 +107,7 @@ def smaller(teacher, student, few, test, epochs):
 
 
 def main(quick=False, save="results", images=500):
-    """Trains, prints and saves the tables and the pictures; returns the test errors, one column a model and one row a seed."""
+    """Trains, prints and saves tables and pictures; returns the test errors, a column a model and a row a seed."""
     folder = pathlib.Path(save)
     folder.mkdir(parents=True, exist_ok=True)
     train, test, title = load(quick)

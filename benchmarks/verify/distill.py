@@ -154,8 +154,8 @@ class Bench:
         return self.int8(seed, distilled=True)
 
 
-METHODS = ["alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled", "live", "keras_kl",
-           "keras_default", "features", "alone_augmented", "answers_of_views"]
+METHODS = ["alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled", "live",
+           "keras_kl", "keras_default", "features", "alone_augmented", "answers_of_views"]
 
 
 def main():
