@@ -243,6 +243,18 @@ def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
     assert not list(folder.glob("*.half"))
 
 
+def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
+    """The state of its dropout is new at each loading."""
+    teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+    teacher.save(tmp_path / "teacher.keras")
+    x = rng.normal(size=(20, 4)).astype("float32")
+    for _ in range(2):
+        distill.remember(keras.models.load_model(tmp_path / "teacher.keras"), x, path=tmp_path / "answers", batch=8)
+    teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="another question"):
+        distill.remember(teacher, x, path=tmp_path / "answers", batch=8)
+
+
 # ---------------------------------------------------------------- what is refused
 
 def shuffled(x, y):

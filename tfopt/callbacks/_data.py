@@ -30,10 +30,10 @@ class Source:
     """
 
     def __init__(self, fit, saved, seed):
-        self.fit, self.first = fit, None
+        self.fit = fit
         self.seed = saved["seed"] if saved else seed if fit.shuffle and global_seed() is None else None
-        self.draws, self.draws_a_pass = 0, fit.iterator.num_batches if fit.shuffle == "batch" else 1
-        with shuffled_by(self._shuffled) if self.seed is not None else contextlib.nullcontext():
+        self.watch, self.draws_a_pass = _Watch(self.seed), fit.iterator.num_batches if fit.shuffle == "batch" else 1
+        with shuffled_by(self.watch.shuffled) if self.seed is not None else contextlib.nullcontext():
             dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
         self.spec = dataset.element_spec
         leaves = [leaf for leaf in tf.nest.flatten(self.spec, expand_composites=True) if hasattr(leaf, "shape")]
@@ -46,11 +46,15 @@ class Source:
             self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
                 fit.arrays is not None or _is_straight(dataset))
         if fit.arrays is not None:
-            self._look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else global_seed() or 0]))
+            self.watch.look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else global_seed() or 0]))
             if self.seed is not None:
                 fit.dataset = dataset
         elif isinstance(dataset, tf.data.Dataset):
-            fit.dataset = dataset.enumerate().map(self._watched)
+            fit.dataset = dataset.enumerate().map(self.watch.watched)
+
+    @property
+    def first(self):
+        return self.watch.first
 
     def saved(self):
         """What the next run has to know."""
@@ -68,7 +72,7 @@ class Source:
           epochs: passes that are over.
           steps: the epoch iterator's own generator of steps; it makes new iterators when Keras would.
         """
-        self.draws = (epochs - 1) * self.draws_a_pass if self.straight else 0
+        self.watch.draws = (epochs - 1) * self.draws_a_pass if self.straight else 0
         for counter, start in zip(self.counters, self.starts, strict=True):
             counter.next = start + epochs - 1 if self.straight else start
         for epoch in range(epochs):
@@ -78,17 +82,24 @@ class Source:
                         for _ in range(begin, end + 1):
                             next(batches)
         if self.straight:
-            self.draws = epochs * self.draws_a_pass
+            self.watch.draws = epochs * self.draws_a_pass
             for counter, start in zip(self.counters, self.starts, strict=True):
                 counter.next = start + epochs
 
-    def _watched(self, number, element):
+
+class _Watch:
+    """Draws the order of arrays and looks at batches. TensorFlow never forgets what it calls: this knows no model."""
+
+    def __init__(self, seed):
+        self.seed, self.draws, self.first = seed, 0, None
+
+    def watched(self, number, element):
         parts = [part for part in tf.nest.flatten(element, expand_composites=True)
                  if part is not None and part.dtype not in (tf.variant, tf.resource)]
-        tf.cond(number == 0, lambda: tf.numpy_function(self._look, parts, tf.int64), lambda: tf.constant(0, tf.int64))
+        tf.cond(number == 0, lambda: tf.numpy_function(self.look, parts, tf.int64), lambda: tf.constant(0, tf.int64))
         return element
 
-    def _look(self, *parts):
+    def look(self, *parts):
         total = 0
         for part in parts:
             whole = b"\0".join(part.ravel()) if part.dtype == object else np.ascontiguousarray(part).tobytes()
@@ -96,7 +107,7 @@ class Source:
         self.first = total
         return np.int64(total)
 
-    def _shuffled(self, rows):
+    def shuffled(self, rows):
         def draw(rows):
             number, self.draws = self.draws, self.draws + 1
             return np.random.default_rng((self.seed, number)).permutation(rows)
