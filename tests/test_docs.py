@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import re
 
+import pandas as pd
 import pytest
 
 PROJECT = pathlib.Path(__file__).parent.parent
@@ -47,3 +48,71 @@ def test_the_readme_lists_the_modules():
 def test_the_readme_is_short():
     code = BLOCK.findall((PROJECT / "README.md").read_text())
     assert sum(bool(line.strip()) for block in code for line in block.splitlines()) <= 13
+
+
+# What is quoted as measured stands in docs/measured
+
+MEASURED = PROJECT / "docs" / "measured"
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
+
+
+def claims(text):
+    """The numbers with a decimal point in what a page says was measured: its section, or the caption of its picture."""
+    parts = re.findall(r"^## Measured\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    parts += re.findall(r"^\*`python examples/.*?\*$", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"`[^`]*`", "", "\n".join(parts))                    # code is settings
+    return [number for number in NUMBER.findall(prose) if "." in number], parts
+
+
+def sources(parts):
+    """The files of docs/measured that the text names, with the script or by themselves; bench.txt by section."""
+    text = "\n".join(parts)
+    bench = (MEASURED / "bench.txt").read_text().split("\n## ")
+    named = set(re.findall(r"docs/measured/(\w+)", text)) | set(re.findall(r"benchmarks/verify/(\w+)", text))
+    named |= set(re.findall(r"examples/(\w+)", text))
+    sections = set(re.findall(r"benchmarks/(\w+)\.py", text))
+    return ([path for path in sorted(MEASURED.glob("*.csv")) if any(map(path.stem.startswith, named))]
+            + [part for part in bench if part.split()[0] in sections])
+
+
+def pool(places):
+    """Every number of the sources, means and standard deviations over seeds, and the same in %, thousands, millions."""
+    numbers = set()
+    for source in places:
+        if isinstance(source, pathlib.Path):
+            table = pd.read_csv(source)
+            keys = [key for key in table if not pd.api.types.is_numeric_dtype(table[key])]
+            values = table.drop(columns="seed", errors="ignore")
+            groups = values.groupby(keys, sort=False) if keys else values.groupby(lambda row: 0)
+            found = [getattr(groups, way)(numeric_only=True) for way in ("mean", "std", "max")]
+            for figures in (*found, values.select_dtypes("number")):
+                numbers |= {float(figure) for figure in figures.to_numpy().ravel() if figure == figure}
+        else:
+            written = re.findall(r"\d[\d,]*\.?\d*(?:e[-+]?\d+)?", source)
+            numbers |= {float(number.replace(",", "")) for number in written}
+    return [abs(number) * unit for number in numbers for unit in (1, 100, 1e-3, 1e-6)]
+
+
+def unquoted(text):
+    """The claims of a page that no source bears out, at the precision they are written with."""
+    numbers, parts = claims(text)
+    known = pool(sources(parts))
+
+    def borne_out(written):
+        digits = written.replace(",", "").split("e")[0].partition(".")[2]
+        value = float(written.replace(",", ""))
+        unit = 10.0 ** (-len(digits) + (int(written.split("e")[1]) if "e" in written else 0))
+        return any(abs(number - value) <= 0.501 * unit for number in known)
+
+    return [number for number in numbers if not borne_out(number)]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if claims(path.read_text())[0]], ids=name)
+def test_measured_numbers_are_in_the_results(path):
+    assert not unquoted(path.read_text())
+
+
+def test_an_invented_number_is_found():
+    """Negative control."""
+    text = (PROJECT / "docs" / "shrink.md").read_text()
+    assert unquoted(text.replace("## Measured\n", "## Measured\n\nIt is 93.71 times faster.\n")) == ["93.71"]

@@ -32,7 +32,8 @@ class Source:
     def __init__(self, fit, saved, seed):
         self.fit = fit
         self.seed = saved["seed"] if saved else seed if fit.shuffle and global_seed() is None else None
-        self.watch, self.draws_a_pass = _Watch(self.seed), fit.iterator.num_batches if fit.shuffle == "batch" else 1
+        self.watch = _Watch(self.seed)
+        self.draws_a_pass = fit.iterator.num_batches if fit.shuffle == "batch" else 1
         with shuffled_by(self.watch.shuffled) if self.seed is not None else contextlib.nullcontext():
             dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
         self.spec = dataset.element_spec
@@ -46,7 +47,8 @@ class Source:
             self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
                 fit.arrays is not None or _is_straight(dataset))
         if fit.arrays is not None:
-            self.watch.look(*map(_some_rows, fit.arrays), np.array([0 if self.seed is not None else global_seed() or 0]))
+            seed = 0 if self.seed is not None else global_seed() or 0
+            self.watch.look(*map(_some_rows, fit.arrays), np.array([seed]))
             if self.seed is not None:
                 fit.dataset = dataset
         elif isinstance(dataset, tf.data.Dataset):
