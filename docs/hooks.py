@@ -70,7 +70,7 @@ def on_config(config):
 @event_priority(100)                                       # before the plugin that renders notebooks looks for them
 def on_files(files, config):
     for path in NOTEBOOKS:
-        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+        files.append(File(f"notebooks/{path.name}", str(path.parents[1]), config.site_dir, config.use_directory_urls))
     return files
 
 

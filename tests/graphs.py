@@ -155,6 +155,8 @@ def randomize(model, rng):
     """Random weights of a healthy scale, all different: batch-norm statistics too."""
     for variable in model.weights:
         name, shape = variable.path.rsplit("/", 1)[-1], variable.shape
+        if name in ("mean", "variance", "count"):               # Normalization computes with a copy made of these
+            continue
         value = rng.normal(size=shape)
         if "kernel" in name:
             value *= 1.4 / np.sqrt(max(np.prod(shape[:-1]), 1))
@@ -198,7 +200,8 @@ def output_axis(layer, name):
 def silenced(model, small, swap=None):
     """The original with the channels that `small` lacks at zero, where they are made and nowhere else.
 
-    `swap` names a layer in which one of the removed channels takes the place of a kept one: the negative control.
+    `swap` names a layer in which up to eight of the removed channels take the places of kept ones: the negative
+    control. One would not do, ReLU may have silenced it anyway.
     """
     quiet = keras.models.clone_model(model, recursive=True, clone_function=lambda layer: (
         layer if isinstance(layer, L.Lambda) else type(layer).from_config(layer.get_config())))
@@ -216,7 +219,8 @@ def silenced(model, small, swap=None):
             kept = survivors([pair[:3] for pair in made if pair[0].shape[pair[2]] == value.shape[axis]])
             gone = np.setdiff1d(np.arange(value.shape[axis]), kept)
             if path == swap and value.ndim > 1:
-                gone[0] = kept[0]
+                count = min(len(gone), len(kept), 8)
+                gone[:count] = kept[:count]
             silent = value.copy()
             np.moveaxis(silent, axis, 0)[gone] = 0
             variable.assign(silent)
