@@ -1,7 +1,9 @@
 """Resume: a training that is broken off and started again ends as one that is not."""
 
 import functools
+import gc
 import pathlib
+import weakref
 
 import keras
 import numpy as np
@@ -372,3 +374,17 @@ def test_at_most_every_batches_are_redone(tmp_path):
         start = done[len(done) - broken]
         assert before - 3 < start <= before + 1
     assert before == 12
+
+
+@pytest.mark.parametrize("kind", [lambda: (X, Y), lambda: (tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),)],
+                         ids=["arrays", "tf.data"])
+def test_keeps_no_model_alive(tmp_path, kind):
+    """TensorFlow never forgets the functions that its data sets call."""
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", SUM)
+    model.fit(*kind(), verbose=0, callbacks=[callbacks.Resume(tmp_path)])
+    gone = weakref.ref(model)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert gone() is None

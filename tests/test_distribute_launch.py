@@ -16,7 +16,10 @@ WAIT = "time.sleep(300)"                                          # ended long b
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts the launcher on a script; each process first notes its id in a file."""
+    """Starts the launcher on a script; each process first notes its id in a file.
+
+    It hears Ctrl-C, also where the tests run in the background, whose processes begin deaf to it.
+    """
 
     def start(script, *options, arguments=()):
         path = tmp_path / "script.py"
@@ -27,7 +30,8 @@ def launch(tmp_path):
                         "tuner = os.environ.get('KERASTUNER_TUNER_ID')\n"
                         "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n" + script)
         return subprocess.Popen([*LAUNCH, *options, str(path), *arguments], text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, cwd=tmp_path)
+                                stderr=subprocess.PIPE, cwd=tmp_path,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     yield start
     for path in tmp_path.glob("*.pid"):
