@@ -170,3 +170,9 @@ def test_killed_at_a_batch_and_while_it_writes(verify, tmp_path):
                                         ("SIGKILL in a write", {"kill_sync": 8})], tmp_path))
     assert [row["equal"] for row in rows] == ["yes", "yes"]
     assert all(row["redone"] <= verify.EVERY for row in rows)
+
+
+def test_a_state_names_no_functions_but_comparisons():
+    assert unpack({"operation": ["numpy", "less"]}, {}) is np.less
+    with pytest.raises(ValueError, match=r"no functions but comparisons.*numpy\.load"):
+        unpack({"operation": ["numpy", "load"]}, {})

@@ -79,10 +79,11 @@ require(keras.backend.backend() == "tensorflow",
 require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15),
         "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
-__all__ = ["Functional", "ModelWithOwnLosses", "adapted", "call_losses", "compile_arguments", "forget_compiled",
-           "fresh_inputs", "fresh_names", "functions_of", "graph_of", "in_xla", "keras", "loss_tracker", "mask_of",
-           "mend_workers", "parts_of", "producer", "remade", "replay", "same_randomness", "schedule_of", "seeded",
-           "serializable", "set_mask", "task_loss", "tf", "uses", "uses_for", "with_functions"]
+__all__ = ["Fit", "Functional", "ModelWithOwnLosses", "adapted", "call_losses", "compile_arguments", "datasets_in",
+           "forget_compiled", "fresh_inputs", "fresh_names", "functions_of", "global_seed", "graph_of",
+           "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of", "mend_workers", "parts_of", "producer",
+           "randomness", "remade", "replay", "same_randomness", "schedule_of", "seeded", "serializable", "set_mask",
+           "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 

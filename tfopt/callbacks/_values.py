@@ -8,7 +8,9 @@ import numpy as np
 from .._check import require
 from .._keras import keras, schedule_of, tf
 
-_OPERATIONS = {"keras.ops": keras.ops, "numpy": np}          # callbacks keep `less` or `greater` under a name of theirs
+# Callbacks keep how they compare under a name of theirs; nothing else that a file names is ever looked up
+_OPERATIONS = {(place, name): getattr(module, name) for place, module in (("keras.ops", keras.ops), ("numpy", np))
+               for name in ("less", "less_equal", "greater", "greater_equal", "minimum", "maximum")}
 _NEVER = ("_model", "params")
 
 
@@ -49,10 +51,9 @@ def pack(value, keep):
     for kind in (list, tuple, set):
         if isinstance(value, kind) and not hasattr(value, "_fields"):
             return {kind.__name__: [pack(entry, keep) for entry in value]}
-    for place, module in _OPERATIONS.items():
-        name = getattr(value, "__name__", "")
-        if callable(value) and getattr(module, name, None) is value:
-            return {"operation": [place, name]}
+    for place, operation in _OPERATIONS.items():
+        if value is operation:
+            return {"operation": list(place)}
     raise NoDataError(type(value).__name__)
 
 
@@ -71,7 +72,9 @@ def unpack(packed, arrays, now=None):
     if kind == "tensor":
         return tf.constant(arrays[content])
     if kind == "operation":
-        return getattr(_OPERATIONS[content[0]], content[1])
+        require(tuple(content) in _OPERATIONS, "callbacks.Resume: a state names no functions but comparisons",
+                operation=".".join(content), do="It was not written by this library: choose another directory.")
+        return _OPERATIONS[tuple(content)]
     if kind == "dict":
         new = {}
         for key, entry in content:
