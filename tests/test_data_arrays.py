@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt import data
+from tfopt import data, distill, distribute
 
 
 def passes(dataset, count):
@@ -54,6 +54,19 @@ def test_no_random_state_is_read_or_changed():
     with_data, order = draws(True, 1)
     assert with_data == draws(False, 1)[0]
     assert draws(True, 2)[1] == order
+
+
+def test_no_pass_ends_with_a_wait_for_the_tuner(rng):
+    """See `_keras.untuned`. What is built on these has no tuner either; what is not ours has one (control)."""
+    theirs = tf.data.Dataset.range(6).batch(2)
+    given = (rng.normal(size=(6, 3)).astype("float32"), np.arange(6))
+    teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    ours = {"arrays": data.arrays(*given, 2), "full": data.full_batches(theirs, 2),
+            "even": distribute.even(theirs, replicas=2), "taught": distill.remember(teacher, given, batch=2),
+            "stream": distill.remember(teacher, tf.data.Dataset.from_tensor_slices(given).batch(2))}
+    assert {name: dataset.map(lambda *x: x).options().autotune.enabled for name, dataset in ours.items()} == (
+        dict.fromkeys(ours, False))
+    assert theirs.options().autotune.enabled is not False
 
 
 def test_shapes_are_static_where_they_can_be():

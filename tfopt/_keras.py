@@ -83,7 +83,7 @@ __all__ = ["Fit", "Functional", "ModelWithOwnLosses", "adapted", "call_losses", 
            "forget_compiled", "fresh_inputs", "fresh_names", "functions_of", "global_seed", "graph_of",
            "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of", "mend_workers", "parts_of", "producer",
            "randomness", "remade", "replay", "same_randomness", "schedule_of", "seeded", "serializable", "set_mask",
-           "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for", "with_functions"]
+           "set_randomness", "shuffled_by", "task_loss", "tf", "untuned", "uses", "uses_for", "with_functions"]
 
 serializable = keras.saving.register_keras_serializable(package="tfopt")
 
@@ -390,6 +390,18 @@ def shuffled_by(shuffle):
         yield
     finally:
         tf.random.shuffle = own
+
+
+def untuned(dataset):
+    """The dataset without tf.data's tuner; AUTOTUNE then stands for as many calls at once as there are cores.
+
+    Whoever drops an iterator waits for its tuner to end. In TensorFlow 2.21 a tuner that is told so looks whether it
+    was told before that is written down, and often sleeps on until its next turn: as long again as the pass took, up
+    to a minute, with nothing to do (`benchmarks/input.py` counts it).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def datasets_in(dataset, enter=lambda dataset: True):

@@ -110,9 +110,10 @@ def photographs(folder, side=32):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9                                      # few steps
     model.compile(keras.optimizers.Adam(1e-3), LOSS, metrics=["accuracy"])
-    model.fit(train, epochs=20, verbose=0)
-    steps = {"distill": (), "shrink": (0.75,), "prune": (0.5,), "cluster": (32,), "quantize": ("int8 trained", "int8")}
-    finish("folder", compress.run(model, train, val, test=test, epochs=4, max_drop=0.02, steps=steps,
+    model.fit(train, epochs=30, verbose=0)
+    steps = {"distill": (), "shrink": (0.9, 0.75), "prune": (0.3, 0.5), "cluster": (32,),
+             "quantize": ("int8 trained", "int8")}
+    finish("folder", compress.run(model, train, val, test=test, epochs=10, max_drop=0.03, steps=steps,
                                   directory=folder / "folder_tried"), folder)
 
 

@@ -2,7 +2,7 @@
 
 from .. import _models
 from .._check import require, require_number
-from .._keras import keras, remade, schedule_of, serializable, tf
+from .._keras import keras, remade, schedule_of, serializable, tf, untuned
 from ._strategy import replicas_here
 
 __all__ = ["Synchronous", "even", "synchronize"]
@@ -187,7 +187,7 @@ def even(data, *, replicas=None):
         cut = keras.tree.map_structure(lambda part: part[:keep], batch)
         return cut if len(cut) > 1 else cut[0]
 
-    return data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE)
+    return untuned(data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE))
 
 
 def synchronize(model):
