@@ -106,24 +106,42 @@ def rows(path):
     tell(cost, "arrays", "from_tensor_slices.shuffle.batch")
 
 
+PASSES = 20
+
+
 def waits():
-    """How long dropping the iterator takes after a pass of a second and a half, twenty times each, in turns."""
-    x = np.zeros((10_000_000, 1), "float32")
-    candidates = {"arrays": data.arrays(x, None, 64, shuffle=False),
-                  "a tf.data pipeline with AUTOTUNE": tf.data.Dataset.range(10**9).batch(64).map(
-                      lambda i: tf.cast(i, "float32"), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)}
-    waited = {name: [] for name in candidates}
-    for _ in range(20):
-        for name, dataset in candidates.items():
-            iterator, end = iter(dataset), time.perf_counter() + 1.5
-            while time.perf_counter() < end:
-                next(iterator)
-            start = time.perf_counter()
-            del iterator
-            waited[name].append(time.perf_counter() - start)
+    """How long the end of a pass takes: to drop the iterator, or what lies between the batches of two epochs."""
+    x, y = np.zeros((100_000, 8), "float32"), np.zeros(100_000, "float32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    waited = {"a tf.data pipeline with AUTOTUNE": []}
+    batches = tf.data.Dataset.range(10**9).batch(64).map(lambda i: tf.cast(i, "float32"), tf.data.AUTOTUNE)
+    for _ in range(PASSES):
+        iterator, end = iter(batches.prefetch(tf.data.AUTOTUNE)), time.perf_counter() + 1.5
+        while time.perf_counter() < end:
+            next(iterator)
+        start = time.perf_counter()
+        del iterator
+        waited["a tf.data pipeline with AUTOTUNE"].append(time.perf_counter() - start)
+    for name, given in {"fit on arrays": (x, y), "fit on data.arrays": (data.arrays(x, y, 64),)}.items():
+        watch = Watch()
+        model.fit(*given, batch_size=64 if len(given) == 2 else None, epochs=PASSES + 1, verbose=0, callbacks=[watch])
+        waited[name] = watch.waited[1:]
     for name, times in waited.items():
-        print(f"input: {name}: {sum(t > 0.1 for t in times)} of {len(times)} passes end with a wait above 0.1 s, "
+        print(f"input: {name}: {sum(t > 0.1 for t in times)} of {PASSES} passes end with a wait above 0.1 s, "
               f"the longest {max(times):.2f} s", flush=True)
+
+
+class Watch(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.waited, self.last = [], time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            self.waited.append(time.perf_counter() - self.last)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.last = time.perf_counter()
 
 
 def main():
