@@ -168,9 +168,8 @@ class Subject:
         """`() -> None`: one example through the compiled graph, until its answer is there; None without an example."""
         if self.example is None:
             return None
-        run = self._compiled(1).get_concrete_function()
-        inputs = keras.tree.flatten(keras.tree.map_structure(tf.constant, self.example))
-        return lambda: [np.asarray(y) for y in keras.tree.flatten(run(*inputs))]
+        run, inputs = self._compiled(1), keras.tree.map_structure(tf.constant, self.example)
+        return lambda: [np.asarray(y) for y in keras.tree.flatten(run(inputs))]
 
     @contextlib.contextmanager
     def unchanged(self):
@@ -184,8 +183,10 @@ class Subject:
                 variable.assign(value)
 
     def _compiled(self, batch):
+        """`inputs -> outputs`, traced at once: of models that are traced by their first call TensorFlow warns."""
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec([batch, *x.shape[1:]], x.dtype), self.example)
-        return tf.function(lambda x: self.model(x, training=False), input_signature=[spec])
+        run = tf.function(lambda x: self.model(x, training=False), input_signature=[spec]).get_concrete_function()
+        return lambda x: run(*map(tf.convert_to_tensor, keras.tree.flatten(x)))
 
 
 def _latency(calls, runs):
