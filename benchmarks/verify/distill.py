@@ -71,8 +71,8 @@ class Bench:
             model.save(path)
         return keras.saving.load_model(path)
 
-    def teacher(self):
-        """The mean of networks like the student that were taught flipped images too."""
+    def teacher(self, seed=0):
+        """The mean of networks like the student that were taught flipped images too; one for all seeds."""
         path = WORK / "teacher.keras"
         if not path.exists():
             model = average.outputs([self.member(number) for number in range(MEMBERS)])
@@ -159,7 +159,7 @@ class Bench:
         return self.int8(seed, distilled=True)
 
 
-METHODS = ["alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled",
+METHODS = ["teacher", "alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled",
            "alone_augmented", "answers_of_views", "live", "keras_kl", "keras_default"]
 
 
