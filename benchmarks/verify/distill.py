@@ -174,18 +174,18 @@ def main():
     TABLE.parent.mkdir(exist_ok=True)
     for seed in range(arguments.seeds):
         for method in arguments.methods:
-            if TABLE.exists() and (pd.read_csv(TABLE)[["method", "seed", "epochs", "teacher"]]
-                                   == [method, seed, arguments.epochs, TEACHER_EPOCHS]).all(axis=1).any():
+            if TABLE.exists() and (pd.read_csv(TABLE)[["method", "seed", "epochs"]]
+                                   == [method, seed, arguments.epochs]).all(axis=1).any():
                 continue
             start = time.process_time()
             model = getattr(bench, method)(seed)
-            row = {"method": method, "seed": seed, "epochs": arguments.epochs, "teacher": TEACHER_EPOCHS,
+            row = {"method": method, "seed": seed, "epochs": arguments.epochs,
                    "accuracy": accuracy(model, bench.x_test, bench.y_test),
                    "cpu_seconds": round(time.process_time() - start)}
             pd.DataFrame([row]).to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
             print(row, flush=True)
             keras.backend.clear_session()
-    table = pd.read_csv(TABLE).query("epochs == @arguments.epochs and teacher == @TEACHER_EPOCHS")
+    table = pd.read_csv(TABLE).query("epochs == @arguments.epochs")
     print(table.groupby("method", sort=False).accuracy.agg(["mean", "std", "count"]).round(4).to_string())
 
 
