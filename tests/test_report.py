@@ -445,3 +445,19 @@ def test_refusal(name):
     call, error, sentence = REFUSED[name]
     with pytest.raises(error, match=sentence):
         call()
+
+
+def test_many_models_bring_no_warning_of_retracing(run_python):
+    """In a process of its own, because TensorFlow counts; the control is what it does warn of."""
+    ours, control = run_python("""
+import os; os.dup2(1, 2)
+import keras, numpy as np, tensorflow as tf
+from tfopt import report
+models = {str(i): keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for i in range(8)}
+report.compare(models, (np.ones((9, 4)), np.arange(9) % 3), runs=1)
+print("-- control", flush=True)
+for model in models.values():
+    tf.function(lambda x: model(x))(tf.ones((1, 4)))
+""").split("-- control")
+    assert "retracing" in control
+    assert "retracing" not in ours
