@@ -22,6 +22,7 @@ from tfopt import augment, data
 
 IMAGES, SIDE, BATCH, ROUNDS = 1024, 224, 32, 3
 ROWS, COLUMNS, ROW_BATCH = 1_000_000, 8, 1024
+PASSES = 20
 
 
 def write_images(folder):
@@ -106,9 +107,6 @@ def rows(path):
     tell(cost, "arrays", "from_tensor_slices.shuffle.batch")
 
 
-PASSES = 20
-
-
 def waits():
     """How long the end of a pass takes: to drop the iterator, or what lies between the batches of two epochs."""
     x, y = np.zeros((100_000, 8), "float32"), np.zeros(100_000, "float32")
@@ -123,9 +121,10 @@ def waits():
         start = time.perf_counter()
         del iterator
         waited["a tf.data pipeline with AUTOTUNE"].append(time.perf_counter() - start)
-    for name, given in {"fit on arrays": (x, y), "fit on data.arrays": (data.arrays(x, y, 64),)}.items():
+    for name, given in {"fit on arrays": {"x": x, "y": y, "batch_size": 64},
+                        "fit on data.arrays": {"x": data.arrays(x, y, 64)}}.items():
         watch = Watch()
-        model.fit(*given, batch_size=64 if len(given) == 2 else None, epochs=PASSES + 1, verbose=0, callbacks=[watch])
+        model.fit(**given, epochs=PASSES + 1, verbose=0, callbacks=[watch])
         waited[name] = watch.waited[1:]
     for name, times in waited.items():
         print(f"input: {name}: {sum(t > 0.1 for t in times)} of {PASSES} passes end with a wait above 0.1 s, "

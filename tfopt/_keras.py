@@ -396,8 +396,7 @@ def untuned(dataset):
     """The dataset without tf.data's tuner; AUTOTUNE then stands for as many calls at once as there are cores.
 
     Whoever drops an iterator waits for its tuner to end. In TensorFlow 2.21 the tuner often misses that it was told to,
-    and sleeps on until its next turn: as long again as the pass took, up to a minute, with nothing to do
-    (`benchmarks/input.py` counts it).
+    and sleeps on: up to as long again as the pass took, with nothing to do (`benchmarks/input.py` counts it).
     """
     options = tf.data.Options()
     options.autotune.enabled = False

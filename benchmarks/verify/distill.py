@@ -34,9 +34,9 @@ def student(seed):
     """Two convolutions with batch normalisation, 52,414 parameters."""
     keras.utils.set_random_seed(seed)
     layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255)]
-    for width, name in ((16, "edges"), (32, "features")):
+    for width in (16, 32):
         layers += [keras.layers.Conv2D(width, 3, padding="same", use_bias=False), keras.layers.BatchNormalization(),
-                   keras.layers.ReLU(name=name), keras.layers.MaxPooling2D()]
+                   keras.layers.ReLU(), keras.layers.MaxPooling2D()]
     layers += [keras.layers.Flatten(), keras.layers.Dense(30, use_bias=False), keras.layers.BatchNormalization(),
                keras.layers.ReLU(), keras.layers.Dense(10)]
     return keras.Sequential(layers, name="student")
