@@ -51,7 +51,7 @@ def medians(candidates):
 
 def remembered(*arguments, **options):
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):  # no progress bar
-        return distill.remember(*arguments, **options)
+        return distill.cache_teacher(*arguments, **options)
 
 
 def shuffled(x, y):

@@ -56,7 +56,7 @@ def main(quick=False, save="results"):
         path = folder / f"cancer {name}.keras"
         keras.Model(fitted.model.input, net(fitted.model.output)).save(path)
         loaded = keras.models.load_model(path)
-        answers = loaded.predict(data.columns(testing, loaded), verbose=0).argmax(axis=1)
+        answers = loaded.predict(data.raw_features(testing, loaded), verbose=0).argmax(axis=1)
         truth = np.concatenate([y for _, y in fitted.dataset(testing, BATCH)])
         accuracies[name] = float(np.mean(answers == truth))
         print(f"{name:10}  {fitted.frame['missing'].sum():4} values missing in training, "

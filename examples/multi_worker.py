@@ -42,7 +42,7 @@ def train(strategy, epochs):
     with strategy.scope():
         model = build()
         rate = schedules.OneCycle(0.01, len(x) // BATCH * epochs)
-        model.compile(distribute.Synchronous(keras.optimizers.Adam(rate, global_clipnorm=1.)),
+        model.compile(distribute.GlobalBatchOptimizer(keras.optimizers.Adam(rate, global_clipnorm=1.)),
                       keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
     return model.get_weights(), model.evaluate(x_test, y_test, batch_size=BATCH, verbose=0, return_dict=True)

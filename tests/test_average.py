@@ -107,7 +107,7 @@ def test_statistics_are_those_of_the_data(rng):
     x, _ = batch(rng, 96)
     model = dense(normalize=True)
     before = snapshot([model])[0]
-    found = average.statistics(model, x)
+    found = average.update_batch_norm(model, x)
     layer = next(layer for layer in found.layers if isinstance(layer, keras.layers.BatchNormalization))
     hidden = (np.float64(x) @ before[0] + before[1]).reshape(3, 32, -1)
     np.testing.assert_allclose(layer.moving_mean, hidden.mean(1).mean(0), atol=1e-6)
@@ -148,7 +148,7 @@ def test_swa_estimates_statistics_of_the_mean(rng):
     model = dense(normalize=True)
     model.compile(keras.optimizers.SGD(0.5), SPARSE)
     model.fit(x, y, epochs=3, callbacks=[average.SWA(2, 2, data=x)], verbose=0)
-    expected = average.statistics(model, x)
+    expected = average.update_batch_norm(model, x)
     for found, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(found, theirs, atol=1e-6)
 
@@ -201,7 +201,7 @@ REFUSED = {
     "score": (lambda: average.weights([dense(), dense()], score=lambda model: float("nan")), r"`score\(model\)`"),
     "start": (lambda: average.SWA(-1, 1), "`start`"), "every": (lambda: average.SWA(0, 0), "`every`"),
     "momentum": (lambda: average.SWA(0, 1, momentum=1), "`momentum`"),
-    "no data": (lambda: average.statistics(dense(normalize=True), np.zeros((0, 4))), "needs data"),
+    "no data": (lambda: average.update_batch_norm(dense(normalize=True), np.zeros((0, 4))), "needs data"),
 }
 
 

@@ -14,7 +14,7 @@ from tfopt import compress, data, quantize
 from tfopt.compress import _record, _run, _steps
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-STEPS = {"distill": (), "shrink": (0.75, 0.02), "prune": (0.5, 0.99), "cluster": (12,),
+STAGES = {"distill": (), "shrink": (0.75, 0.02), "prune": (0.5, 0.99), "cluster": (12,),
          "quantize": ("int8 trained",)}
 PROGRAM = """
 import os, pathlib, signal, sys
@@ -41,7 +41,7 @@ with np.load(folder / "digits.npz") as file:
     train, val, test = [(file[part + "_x"], file[part + "_y"]) for part in ("train", "val", "test")]
 compress.run(model, train, val, test=test, directory=folder / "tried", **eval(sys.argv[3]))
 """
-OPTIONS = {"steps": STEPS, "max_drop": 0.04, "epochs": 2}
+OPTIONS = {"steps": STAGES, "max_drop": 0.04, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_the_test_data_choose_nothing(climbed, model, parts):
     """Other labels there change the table alone."""
     result, _, _ = climbed
     other = parts[2][0], (parts[2][1] + 1) % 10
-    steps = {**STEPS, "quantize": ("int8",)}
+    steps = {**STAGES, "quantize": ("int8",)}
     again = compress.run(model, *parts[:2], test=other, **{**OPTIONS, "steps": steps})
     same = ["name", "accuracy", "gzip", "kept", "values"]
     count = len(again.tried) - 1
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()} == before
     pd.testing.assert_frame_equal(once_more.tried[1:], again.tried[1:])        # the original is timed anew
     with pytest.raises(ValueError, match=r"hold the same run.*differs=\['epochs'\]"):
-        compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], steps=STEPS, epochs=3)
+        compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], steps=STAGES, epochs=3)
 
 
 def test_a_spoilt_file_is_made_again(tmp_path, model):

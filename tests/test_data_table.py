@@ -169,9 +169,9 @@ def test_saved_with_the_model_and_reused_on_new_data(frame, whole, tmp_path, run
     model.save(tmp_path / "whole.keras")
     new = frame.sample(50, random_state=1).drop(columns="row")
     expected = net(next(iter(fitted.dataset(new, 50)))).numpy().ravel()
-    np.testing.assert_allclose(model.predict(data.columns(new, model), verbose=0).ravel(), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(data.raw_features(new, model), verbose=0).ravel(), expected, rtol=1e-5)
     loaded = keras.models.load_model(tmp_path / "whole.keras")
-    np.testing.assert_allclose(loaded.predict(data.columns(new, loaded), verbose=0).ravel(), expected, rtol=1e-5)
+    np.testing.assert_allclose(loaded.predict(data.raw_features(new, loaded), verbose=0).ravel(), expected, rtol=1e-5)
     new.to_json(tmp_path / "new.json", orient="records")
     printed = run_python("""
 import sys, json, keras, tensorflow as tf
@@ -190,8 +190,8 @@ print(model(raw).numpy().ravel().tolist())
 def test_columns_keep_the_digits_that_predict_would_lose(frame, whole):
     _, fitted, _ = whole
     inner = fitted.model
-    exact = inner.predict(data.columns(frame, inner), verbose=0)[:, 2]
-    raw = next(iter(data.columns(frame, inner, batch=200)))
+    exact = inner.predict(data.raw_features(frame, inner), verbose=0)[:, 2]
+    raw = next(iter(data.raw_features(frame, inner, batch=200)))
     lossy = inner.predict(raw, verbose=0)[:, 2]
     assert np.abs(exact).max() < 10
     assert np.abs(exact - lossy).max() > 0.5, "negative control: Keras rounds a dict of arrays to float32"
@@ -261,7 +261,7 @@ def test_columns_with_nothing_to_fit(column, rule, monkeypatch):
 
 @pytest.mark.parametrize("names", [["a/b", "y"], [0, "y"], ["a", "a", "y"], ["y"]])
 def test_names_of_columns(names):
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="raw_features"):
         data.table(pd.DataFrame(np.ones((9, len(names))), columns=names), "y", 8)
 
 
@@ -270,9 +270,9 @@ def test_new_data_that_do_not_fit(frame, whole):
     with pytest.raises(ValueError, match=r"absent=\['age'\]"):
         fitted.dataset(frame.drop(columns="age"), 8)
     with pytest.raises(ValueError, match="that was numbers must be numbers"):
-        data.columns(frame.assign(age="old"), model)
+        data.raw_features(frame.assign(age="old"), model)
     with pytest.raises(ValueError, match="takes a dict of columns"):
-        data.columns(frame, net)
+        data.raw_features(frame, net)
     with pytest.raises(TypeError, match="the path of a CSV, or a DataFrame"):
         data.table(np.zeros((3, 3)), "y", 8)
 

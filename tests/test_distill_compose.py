@@ -64,5 +64,5 @@ def test_a_pruned_student_with_remembered_answers(rng):
     student = prune.wrap(dense(16, seed=1), 0.5)
     made = distill.Distiller(None, student, distill.Logits(2.))
     made.compile("adam", SPARSE)
-    made.fit(distill.remember(dense(32), (x, y)), verbose=0)
+    made.fit(distill.cache_teacher(dense(32), (x, y)), verbose=0)
     assert float((prune.strip(student).get_layer("hidden").kernel.numpy() == 0).mean()) == 0.5

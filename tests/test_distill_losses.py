@@ -69,15 +69,15 @@ def relations(teacher, student, *, distance, angle, weight, **_):
 
 
 ANSWERS = {
-    "Decoupled": (lambda heat: distill.Decoupled(heat, target=0.7, others=3.0), decoupled,
+    "DecoupledKD": (lambda heat: distill.DecoupledKD(heat, target=0.7, others=3.0), decoupled,
                   {"target": 0.7, "others": 3.0}),
-    "Dist": (lambda heat: distill.Dist(heat, between=0.5, within=2.0), dist, {"between": 0.5, "within": 2.0}),
+    "DIST": (lambda heat: distill.DIST(heat, between=0.5, within=2.0), dist, {"between": 0.5, "within": 2.0}),
     "standardized": (lambda heat: distill.Logits(heat, standardize=True), standardized, {}),
 }
 PAIR = {"a": "b"}
 FEATURES = {
-    "Attention": (distill.Attention(PAIR), attention, {}), "Features": (distill.Features(PAIR), features, {}),
-    "Relations": (distill.Relations(PAIR, distance=2., angle=3.), relations, {"distance": 2., "angle": 3.}),
+    "AttentionTransfer": (distill.AttentionTransfer(PAIR), attention, {}), "Features": (distill.Features(PAIR), features, {}),
+    "RelationalKD": (distill.RelationalKD(PAIR, distance=2., angle=3.), relations, {"distance": 2., "angle": 3.}),
 }
 
 
@@ -131,7 +131,7 @@ def test_decoupled_with_equal_parts_is_logits(rng):
     """Identity of the paper: KD = target part + (1 - p_y) * the others' part."""
     teacher, student = rng.normal(size=(2, 6, 5))
     p = scipy.special.softmax(teacher / 2, -1)[:, 0]
-    parts = [distill.Decoupled(2., target=a, others=b) for a, b in ((1, 0), (0, 1))]
+    parts = [distill.DecoupledKD(2., target=a, others=b) for a, b in ((1, 0), (0, 1))]
     one = [[float(loss.compute_loss(teacher[i:i + 1], student[i:i + 1], y=np.zeros(1, int))) for loss in parts]
            for i in range(6)]
     expected = float(distill.Logits(2.).compute_loss(teacher, student))
@@ -141,14 +141,14 @@ def test_decoupled_with_equal_parts_is_logits(rng):
 @pytest.mark.parametrize("labels", [np.array([1, 0]), np.array([[1], [0]]), np.eye(3)[[1, 0]], None], ids=str)
 def test_decoupled_takes_labels_of_every_form(labels, rng):
     teacher, student = np.array([[0., 5, 0], [5, 0, 0]]), rng.normal(size=(2, 3))
-    loss = distill.Decoupled()
+    loss = distill.DecoupledKD()
     expected = loss.compute_loss(teacher, student, y=np.array([1, 0]))
     np.testing.assert_allclose(loss.compute_loss(teacher, student, y=labels), expected)
 
 
 @pytest.mark.parametrize("loss", [
-    distill.Decoupled(2., target=0.5, others=4.), distill.Dist(2., between=2., within=3.), distill.Features({"a": "b"}),
-    distill.Attention({"a": "b"}), distill.Relations({"a": "b"}, distance=1., angle=2.), distill.MovingAverage(0.9),
+    distill.DecoupledKD(2., target=0.5, others=4.), distill.DIST(2., between=2., within=3.), distill.Features({"a": "b"}),
+    distill.AttentionTransfer({"a": "b"}), distill.RelationalKD({"a": "b"}, distance=1., angle=2.), distill.MovingAverage(0.9),
     distill.Logits(3., standardize=True)], ids=lambda loss: type(loss).__name__)
 def test_losses_survive_their_config(loss):
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(loss))))
@@ -204,8 +204,8 @@ def test_features_of_one_width_are_not_projected(rng):
 
 def test_several_losses_are_added_with_their_weights(rng):
     x, y = batch(rng)
-    losses = [distill.Logits(2.), distill.Attention({"conv": "conv"}), distill.Relations({"pool": "pool"}),
-              distill.Decoupled(2.), distill.Dist()]
+    losses = [distill.Logits(2.), distill.AttentionTransfer({"conv": "conv"}), distill.RelationalKD({"pool": "pool"}),
+              distill.DecoupledKD(2.), distill.DIST()]
 
     def value(losses, **arguments):
         made = distill.Distiller(images(8), images(3, seed=1), losses, **arguments)
@@ -280,7 +280,7 @@ def test_saved_and_loaded_with_projectors_and_schedules(tmp_path, rng, run_pytho
         teacher, losses, weights = distill.MovingAverage(0.9), [distill.Logits()], [1.]
     else:
         teacher = [images(8), images(6, seed=3)]
-        losses = [distill.Decoupled(), distill.Features({"conv": "conv"})]
+        losses = [distill.DecoupledKD(), distill.Features({"conv": "conv"})]
         weights = [keras.optimizers.schedules.PolynomialDecay(0., 4, end_learning_rate=1.), 0.1]
     made = distill.Distiller(teacher, images(3, seed=1), losses, weights=weights)
     made.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -300,8 +300,8 @@ rng = np.random.default_rng(0)
 x, y = rng.normal(size=(32, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 32)
 weight = rng.uniform(0, 2, 32).astype("float32")
 pair = {"conv": "conv"}
-CASES = {"Decoupled": distill.Decoupled(2.), "Dist": distill.Dist(2.), "Features": distill.Features(pair),
-         "Attention": distill.Attention(pair), "Relations": distill.Relations({"pool": "pool"}),
+CASES = {"DecoupledKD": distill.DecoupledKD(2.), "DIST": distill.DIST(2.), "Features": distill.Features(pair),
+         "AttentionTransfer": distill.AttentionTransfer(pair), "RelationalKD": distill.RelationalKD({"pool": "pool"}),
          "MovingAverage": distill.Logits()}
 
 def images(width, seed):
@@ -336,21 +336,21 @@ def test_two_devices_equal_one(run_python):
 # ---------------------------------------------------------------- what is refused
 
 @pytest.mark.parametrize(("make", "rule"), [
-    (lambda: distill.Decoupled(-1), "`temperature`"), (lambda: distill.Decoupled(target=-1), "`target`"),
-    (lambda: distill.Decoupled(others=None), "`others`"), (lambda: distill.Dist(0), "`temperature`"),
-    (lambda: distill.Dist(between=-1), "`between`"), (lambda: distill.Dist(within=-1), "`within`"),
-    (lambda: distill.Relations(PAIR, distance=-1), "`distance`"),
-    (lambda: distill.Relations(PAIR, angle="x"), "`angle`"),
-    (lambda: distill.Features({}), "`layers` must be"), (lambda: distill.Attention("conv"), "`layers` must be"),
+    (lambda: distill.DecoupledKD(-1), "`temperature`"), (lambda: distill.DecoupledKD(target=-1), "`target`"),
+    (lambda: distill.DecoupledKD(others=None), "`others`"), (lambda: distill.DIST(0), "`temperature`"),
+    (lambda: distill.DIST(between=-1), "`between`"), (lambda: distill.DIST(within=-1), "`within`"),
+    (lambda: distill.RelationalKD(PAIR, distance=-1), "`distance`"),
+    (lambda: distill.RelationalKD(PAIR, angle="x"), "`angle`"),
+    (lambda: distill.Features({}), "`layers` must be"), (lambda: distill.AttentionTransfer("conv"), "`layers` must be"),
     (lambda: distill.MovingAverage(1), "`momentum` must be a finite number >= 0 and < 1"),
     (lambda: distill.Distiller([], images(3), distill.Logits()), "at least one model"),
     (lambda: distill.Distiller(images(8), images(3), distill.Features({"nowhere": "conv"})), "layer of this name"),
     (lambda: distill.Distiller(images(8), images(3), distill.Features({"conv": "pool"})), "as many axes"),
-    (lambda: distill.Distiller(images(8), images(3), distill.Attention({"pool": "pool"})), "at least 3 axes"),
+    (lambda: distill.Distiller(images(8), images(3), distill.AttentionTransfer({"pool": "pool"})), "at least 3 axes"),
     (lambda: distill.Distiller(None, images(3), distill.Features({"conv": "conv"})), "hold no features"),
     (lambda: distill.Distiller(
         keras.Sequential([images(8), keras.layers.Activation("sigmoid")]),
-        keras.Sequential([images(3), keras.layers.Activation("sigmoid")]), distill.Decoupled()), "exclude each other"),
+        keras.Sequential([images(3), keras.layers.Activation("sigmoid")]), distill.DecoupledKD()), "exclude each other"),
 ], ids=range(17))
 def test_refused(make, rule):
     with pytest.raises(ValueError, match=rule):

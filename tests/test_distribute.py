@@ -171,10 +171,10 @@ def test_a_model_that_behaves_has_no_findings():
     model = network(keras.layers.LayerNormalization())
     model.compile("adam", "mse", jit_compile=False)
     data = tf.data.Dataset.range(8).batch(4, drop_remainder=True)
-    found = distribute.check(model, data)
+    found = distribute.diagnose(model, data)
     assert isinstance(found, pd.DataFrame)
     assert found.empty
-    assert distribute.check(network()).empty, "not compiled"
+    assert distribute.diagnose(network()).empty, "not compiled"
 
 
 def compiled(optimizer="sgd", **settings):
@@ -224,7 +224,7 @@ FINDINGS = {
 @pytest.mark.parametrize("name", FINDINGS)
 def test_each_finding_says_what_to_do(name):
     make, part, effect = FINDINGS[name]
-    row, = distribute.check(make()).to_dict("records")
+    row, = distribute.diagnose(make()).to_dict("records")
     assert (row["part"], row["effect"]) == (part, effect)
     assert row["do"]
 
@@ -233,7 +233,7 @@ def test_keras_distiller_is_found():
     model = keras.distillation.Distiller(network(), network(), keras.distillation.LogitsDistillation(), name="keras")
     model.compile("sgd", "mse", jit_compile=False)
     model.build((None, 4))
-    found = distribute.check(model).set_index("part").do
+    found = distribute.diagnose(model).set_index("part").do
     assert found["keras"] == "distill.Distiller"
 
 
@@ -241,19 +241,19 @@ def test_data_that_replicas_cannot_share_is_found(monkeypatch):
     monkeypatch.setattr(_strategy, "_made", {"mirrored": Made()})
     monkeypatch.setattr("tfopt.distribute._findings.made", lambda: None)
     data = tf.data.Dataset.range(20)
-    assert list(distribute.check(network(), data.batch(8)).do) == ["distribute.even(data) for fit"]
-    assert list(distribute.check(network(), data.batch(4, drop_remainder=True)).part) == ["data"]
-    assert distribute.check(network(), data.batch(8, drop_remainder=True)).empty
+    assert list(distribute.diagnose(network(), data.batch(8)).do) == ["distribute.equal_batches(data) for fit"]
+    assert list(distribute.diagnose(network(), data.batch(4, drop_remainder=True)).part) == ["data"]
+    assert distribute.diagnose(network(), data.batch(8, drop_remainder=True)).empty
 
 
 def test_a_model_outside_of_the_scope_is_found(monkeypatch):
     monkeypatch.setattr(_strategy, "_made", {"mirrored": Made()})
-    assert "outside of the strategy's scope" in distribute.check(network()).finding[0]
+    assert "outside of the strategy's scope" in distribute.diagnose(network()).finding[0]
 
 
 def test_check_needs_a_built_model():
-    with pytest.raises(ValueError, match=r"distribute.check needs a built model"):
-        distribute.check(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match=r"distribute.diagnose needs a built model"):
+        distribute.diagnose(keras.Sequential([keras.layers.Dense(1)]))
 
 
 # The corrected versions, on one device
@@ -265,7 +265,7 @@ def test_check_needs_a_built_model():
 def test_synchronous_is_the_optimizer_itself_on_one_device(settings, rate):
     variables = [[keras.Variable(tf.ones((3, 2))), keras.Variable(tf.ones(2))] for _ in range(2)]
     optimizers = [keras.optimizers.Adam(rate, **settings),
-                  distribute.Synchronous(keras.optimizers.Adam(rate, **settings))]
+                  distribute.GlobalBatchOptimizer(keras.optimizers.Adam(rate, **settings))]
     for step in range(7):
         gradients = [tf.random.stateless_normal(variable.shape, (step, 0)) for variable in variables[0]]
         for optimizer, own in zip(optimizers, variables, strict=True):
@@ -280,7 +280,7 @@ def test_synchronous_is_saved_with_its_state(tmp_path):
     x, y = np.random.normal(size=(12, 4)), np.random.normal(size=(12, 2))
     model = network()
     adam = keras.optimizers.Adam(rate, clipnorm=1., gradient_accumulation_steps=2)
-    model.compile(distribute.Synchronous(adam), "mse")
+    model.compile(distribute.GlobalBatchOptimizer(adam), "mse")
     model.fit(x, y, batch_size=4, verbose=0, shuffle=False)           # 3 steps: one waits in the sums
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -293,7 +293,7 @@ def test_synchronous_is_saved_with_its_state(tmp_path):
 
 def test_synchronous_leaves_weights_without_a_gradient_alone():
     used, idle = keras.Variable(1.0), keras.Variable(1.0)
-    optimizer = distribute.Synchronous(sgd(clipnorm=1., gradient_accumulation_steps=2))
+    optimizer = distribute.GlobalBatchOptimizer(sgd(clipnorm=1., gradient_accumulation_steps=2))
     for _ in range(2):
         optimizer.apply([tf.constant(2.0), None], [used, idle])
     assert (float(used), float(idle)) == (pytest.approx(0.9), 1.0)
@@ -306,12 +306,12 @@ def test_synchronous_leaves_weights_without_a_gradient_alone():
     (lambda: sgd(use_ema=True, gradient_accumulation_steps=2), ValueError, "cannot average the weights")])
 def test_synchronous_refuses(make, error, match):
     with pytest.raises(error, match=match):
-        distribute.Synchronous(make())
+        distribute.GlobalBatchOptimizer(make())
 
 
 @pytest.mark.parametrize("size", range(1, 14))
 def test_even_leaves_out_the_remainder_alone(size):
-    data = distribute.even(tf.data.Dataset.range(size).map(lambda x: {"x": x, "y": (x, -x)}).batch(6), replicas=4)
+    data = distribute.equal_batches(tf.data.Dataset.range(size).map(lambda x: {"x": x, "y": (x, -x)}).batch(6), replicas=4)
     seen = [batch["x"].numpy().tolist() for batch in data]
     expected = [list(range(start, start + count // 4 * 4)) for start in range(0, size, 6)
                 if (count := min(6, size - start)) >= 4]
@@ -320,25 +320,25 @@ def test_even_leaves_out_the_remainder_alone(size):
 
 def test_even_refuses():
     with pytest.raises(TypeError, match=r"needs a tf.data.Dataset"):
-        distribute.even(np.zeros((4, 2)))
+        distribute.equal_batches(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="`replicas` must be a whole number >= 1"):
-        distribute.even(tf.data.Dataset.range(2).batch(2), replicas=0)
+        distribute.equal_batches(tf.data.Dataset.range(2).batch(2), replicas=0)
 
 
 def test_synchronize_changes_a_copy():
     inner = network(keras.layers.BatchNormalization(name="bn", momentum=0.7))
     model = keras.Sequential([keras.Input((4,)), inner, keras.layers.BatchNormalization(name="outer")])
-    copy = distribute.synchronize(model)
+    copy = distribute.sync_batch_norm(model)
     assert [copy.layers[0].get_layer("bn").synchronized, copy.get_layer("outer").synchronized] == [True, True]
     assert [inner.get_layer("bn").synchronized, model.get_layer("outer").synchronized] == [False, False]
     assert copy.layers[0].get_layer("bn").momentum == 0.7
     np.testing.assert_array_equal(model(np.ones((2, 4))), copy(np.ones((2, 4))))
-    with pytest.raises(ValueError, match=r"distribute.synchronize needs a built"):
-        distribute.synchronize(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match=r"distribute.sync_batch_norm needs a built"):
+        distribute.sync_batch_norm(keras.Sequential([keras.layers.Dense(1)]))
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(AttributeError, match=r"tfopt.distribute has Synchronous, check"):
+    with pytest.raises(AttributeError, match=r"tfopt.distribute has GlobalBatchOptimizer, check"):
         distribute.Strategy  # noqa: B018
 
 
@@ -349,7 +349,7 @@ def run(*command, cwd, **environment):
                           timeout=3000, env={**os.environ, **environment})
 
 
-SAMPLE = ["L2: Adam", "mixed bfloat16", "synchronize", "Synchronous: accumulate", "schedule: Knee", "Distiller: Logits",
+SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer: accumulate", "schedule: Knee", "Distiller: Logits",
           "prune : wrap", "SWA: mean", "Keras clips: global_clipnorm", "unsynchronised BatchNormalization"]
 
 

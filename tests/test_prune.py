@@ -135,7 +135,7 @@ def test_summaries_reach_tensorboard(rng, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5, where="hidden")), digits(rng)
-    wrapped.fit(x, y, epochs=2, verbose=0, callbacks=[prune.Summaries(tmp_path)])
+    wrapped.fit(x, y, epochs=2, verbose=0, callbacks=[prune.SparsitySummaries(tmp_path)])
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
     import tensorflow as tf
@@ -150,7 +150,7 @@ def test_xnnpack_chooses_the_pointwise_convolutions():
     x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
     x = layers.Conv2D(8, 1, name="pointwise")(x)
     x = layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D(keepdims=True)(x)))
-    assert prune.for_xnnpack(keras.Model(inputs, x)) == ["pointwise"]
+    assert prune.xnnpack_layers(keras.Model(inputs, x)) == ["pointwise"]
 
 
 def test_plan_says_done_and_why_not():

@@ -95,7 +95,7 @@ class Bench:
     def remembered(self, views=1):
         path = WORK / f"answers_{views}"
         options = {"augment": FLIPS, "views": views} if views > 1 else {}
-        return distill.remember(self.teacher(), (self.x, self.y), path=path, batch=BATCH, **options)
+        return distill.cache_teacher(self.teacher(), (self.x, self.y), path=path, batch=BATCH, **options)
 
     def alone(self, seed):
         model = self.fit(student(seed))
@@ -131,7 +131,7 @@ class Bench:
         return made.student
 
     def decoupled(self, seed):
-        return self.distilled(seed, distill.Decoupled(TEMPERATURE, others=2.0))
+        return self.distilled(seed, distill.DecoupledKD(TEMPERATURE, others=2.0))
 
     def start(self, seed):
         path = WORK / f"alone_{self.epochs}_{seed}.keras"

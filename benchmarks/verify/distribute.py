@@ -141,14 +141,14 @@ def mixed_float16():
 
 @piece()
 def synchronize():
-    return fitted(distribute.synchronize(dense(LAYERS.BatchNormalization(momentum=0.5))))
+    return fitted(distribute.sync_batch_norm(dense(LAYERS.BatchNormalization(momentum=0.5))))
 
 
 @piece(global_clipnorm={"global_clipnorm": 0.1}, clipnorm={"clipnorm": 0.1}, clipvalue={"clipvalue": 0.01},
        accumulate={"gradient_accumulation_steps": 2})
 def Synchronous(settings):  # noqa: N802
     optimizer = keras.optimizers.Adam(schedules.Linear(0.05, 6), **settings)
-    return fitted(dense(), optimizer=distribute.Synchronous(optimizer))
+    return fitted(dense(), optimizer=distribute.GlobalBatchOptimizer(optimizer))
 
 
 @piece()
@@ -156,7 +156,7 @@ def even():
     """35 examples in batches of 16: the last one has 3."""
     x, y = table(35)
     full = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
-    return fitted(dense(), distribute.even(full, replicas=4), check=(x, y))
+    return fitted(dense(), distribute.equal_batches(full, replicas=4), check=(x, y))
 
 
 # schedules, regularizers
@@ -186,16 +186,16 @@ def penalty(make):
 
 # distill
 
-@piece(Logits=lambda: distill.Logits(), Decoupled=lambda: distill.Decoupled(), Dist=lambda: distill.Dist(),
-       Features=lambda: distill.Features({"first": "first"}), Attention=lambda: distill.Attention({"c": "c"}),
-       Relations=lambda: distill.Relations({"first": "first"}))
+@piece(Logits=lambda: distill.Logits(), Decoupled=lambda: distill.DecoupledKD(), Dist=lambda: distill.DIST(),
+       Features=lambda: distill.Features({"first": "first"}), Attention=lambda: distill.AttentionTransfer({"c": "c"}),
+       Relations=lambda: distill.RelationalKD({"first": "first"}))
 def Distiller(loss):  # noqa: N802
     loss = loss()
-    build = tapped if isinstance(loss, distill.Attention) else functools.partial(dense, penalty="l2")
+    build = tapped if isinstance(loss, distill.AttentionTransfer) else functools.partial(dense, penalty="l2")
     teacher, student = build(), build()
     for weight in teacher.weights:                                # the same on any device, whoever drew it
         weight.assign(np.random.default_rng(1).normal(size=weight.shape))
-    samples = images() if isinstance(loss, distill.Attention) else table()
+    samples = images() if isinstance(loss, distill.AttentionTransfer) else table()
     samples = samples[0].astype("float32"), samples[1]
     return fitted(distill.Distiller(teacher, student, loss), samples, keras.optimizers.Adam(0.01))
 
@@ -208,7 +208,7 @@ def tapped():
 @piece()
 def remember():
     x, y = table()
-    taught = distill.remember(dense(), data.arrays(x, y, BATCH, shuffle=False))
+    taught = distill.cache_teacher(dense(), data.arrays(x, y, BATCH, shuffle=False))
     return fitted(distill.Distiller(None, dense(), distill.Logits()), taught)
 
 
@@ -284,7 +284,7 @@ def data_arrays_shuffled_anew():
     return fitted(dense(), data.arrays(*table(), BATCH))
 
 
-# Negative controls: what distribute.check names
+# Negative controls: what distribute.diagnose names
 
 @piece("differs", global_clipnorm={"global_clipnorm": 0.1}, clipnorm={"clipnorm": 0.1}, clipvalue={"clipvalue": 0.01})
 def Keras_clips(settings):  # noqa: N802

@@ -14,7 +14,7 @@ from ..data import arrays as batches_of
 from . import _steps
 from ._record import Record, fingerprint
 
-STEPS = ("distill", *_steps.STRENGTHS)
+STAGES = ("distill", *_steps.STRENGTHS)
 BATCH = 32
 RUNS = 30                                                  # timed calls of each candidate
 _log = logging.getLogger("tfopt.compress")
@@ -90,7 +90,7 @@ class Result:
 # The helper
 
 
-def run(model, train, val, *, test=None, max_drop=0.005, steps=STEPS, epochs=3, directory=None, seed=0):
+def run(model, train, val, *, test=None, max_drop=0.005, steps=STAGES, epochs=3, directory=None, seed=0):
     """Makes a trained classifier smaller, step by step, as far as its accuracy allows.
 
         drop = accuracy of the original - accuracy of the candidate, on `val`;    step i of n may use max_drop * i / n
@@ -284,9 +284,9 @@ def _label(step, strength):
 def _strengths(steps):
     """{step: strengths} of whatever `steps` may be."""
     ladder = dict(steps) if isinstance(steps, dict) else {step: _steps.STRENGTHS.get(step, ()) for step in steps}
-    known = [step for step in STEPS if step in ladder]
+    known = [step for step in STAGES if step in ladder]
     require(list(ladder) == known and len(ladder) == len(list(steps)) and set(known) - {"distill"},
-            f"`steps` must be some of {', '.join(STEPS)}, in this order, and not distill alone", steps=list(steps))
+            f"`steps` must be some of {', '.join(STAGES)}, in this order, and not distill alone", steps=list(steps))
     empty = [step for step, strengths in ladder.items() if step != "distill" and not len(strengths)]
     require(not empty, "each of the `steps` needs strengths to try", without=empty,
             do='Pass e.g. {"prune": (0.5, 0.8), "quantize": ("int8",)}.')

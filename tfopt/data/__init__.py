@@ -9,7 +9,7 @@ pandas and Keras layers. What an epoch then costs is one seeded permutation, and
 """
 
 from ._arrays import arrays, full_batches
-from ._images import Scan, image_folder, scan_images
-from ._table import Fitted, columns, table
+from ._images import ImageReport, image_folder, scan_images
+from ._table import TablePreprocessor, raw_features, table
 
-__all__ = ["Fitted", "Scan", "arrays", "columns", "full_batches", "image_folder", "scan_images", "table"]
+__all__ = ["ImageReport", "TablePreprocessor", "arrays", "full_batches", "image_folder", "raw_features", "scan_images", "table"]

@@ -53,7 +53,7 @@ def decode(path, height, width, channels):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class ImageReport:
     """What was found in a folder of images, and what was done about it.
 
     Args:
@@ -63,7 +63,7 @@ class Scan:
       ignored: names of other files that were passed over.
       replaced: {name of a bad one: name of the example that stands in its place}.
     Example:
-      >>> print(Scan(files=120, bad={"cat/3.jpg": "empty file"}))
+      >>> print(ImageReport(files=120, bad={"cat/3.jpg": "empty file"}))
       1 of 120 images is bad: cat/3.jpg (empty file).
     """
 
@@ -90,7 +90,7 @@ def scan_images(path):
     Args:
       path: a folder, or a CSV of files and labels: as in `image_folder`.
     Returns:
-      A `Scan`. Printing it names the first few; `.bad` and `.odd` hold all.
+      A `ImageReport`. Printing it names the first few; `.bad` and `.odd` hold all.
     Raises:
       ValueError: there is no such folder, or it holds no images.
     Example:
@@ -117,7 +117,7 @@ def scan_images(path):
         return name, None, _odd(path)
 
     seen = _each(inspect, list(files.items()))
-    return Scan(files=len(files), bad={name: why for name, why, _ in seen if why},
+    return ImageReport(files=len(files), bad={name: why for name, why, _ in seen if why},
                 odd={name: odd for name, _, odd in seen if odd}, ignored=ignored)
 
 
@@ -150,7 +150,7 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
         the same class and side of the split. The last two warn with counts and names.
     Returns:
       A tf.data.Dataset, or `(train, validation)` if `validation_split` > 0. Each has `.class_names` (None if labels
-      are numbers), `.file_paths`, `.class_weight` (as `fit` takes it: each class counts alike) and `.report`, a `Scan`.
+      are numbers), `.file_paths`, `.class_weight` (as `fit` takes it: each class counts alike) and `.report`, a `ImageReport`.
     Raises:
       ValueError: there are no images, an image is bad and `on_error` is "raise", or a side of the split is empty.
     Example:
@@ -238,7 +238,7 @@ def _examples(found, bad, held_out, on_error):
             if stand_ins:
                 examples[row] = next((other for other in stand_ins if other > row), stand_ins[0])
                 replaced[names[row]] = names[examples[row]]
-    return examples, Scan(files=len(names), bad=bad, ignored=found.ignored, replaced=replaced)
+    return examples, ImageReport(files=len(names), bad=bad, ignored=found.ignored, replaced=replaced)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def encode_target(values, classes=None):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class TablePreprocessor:
     """What `table` learned from the training rows, as a Keras model of Keras' own layers and operations.
 
         whole = keras.Model(fitted.model.input, net(fitted.model.output))      from raw columns to predictions
@@ -103,8 +103,8 @@ class Fitted:
         return _dataset(frame, self, batch)
 
 
-def columns(path_or_frame, model, batch=1024):
-    """Batches of raw columns for a model that begins with `Fitted.model`: `whole.predict(columns(new, whole))`.
+def raw_features(path_or_frame, model, batch=1024):
+    """Batches of raw columns for a model that begins with `TablePreprocessor.model`: `whole.predict(raw_features(new, whole))`.
 
     Args:
       path_or_frame: CSV or DataFrame. Columns the model does not ask for are passed over.
@@ -118,7 +118,7 @@ def columns(path_or_frame, model, batch=1024):
     Example:
       >>> frame = pd.DataFrame({"a": [1., 2.], "y": ["no", "yes"]})
       >>> _, _, fitted = table(frame, "y", 2, validation_split=0)
-      >>> fitted.model.predict(columns(frame, fitted.model), verbose=0).tolist()
+      >>> fitted.model.predict(raw_features(frame, fitted.model), verbose=0).tolist()
       [[-1.0], [1.0]]
     """
     frame = _read(path_or_frame)
@@ -150,7 +150,7 @@ def table(path_or_frame, target, batch, *, missing="median", outliers=None, scal
       shuffle: False keeps the training rows in their order.
       seed: whole number >= 0: which rows are for validation, and the order of each epoch.
     Returns:
-      `(train, validation, fitted)`: two tf.data.Datasets, the second None if `validation_split` is 0, and a `Fitted`.
+      `(train, validation, fitted)`: two tf.data.Datasets, the second None if `validation_split` is 0, and a `TablePreprocessor`.
     Raises:
       ValueError: an argument is out of range, the target is missing somewhere, or a column has nothing to fit: dates,
         infinite numbers, numbers mixed with text, no value at all, or more than 1000 categories.
@@ -176,7 +176,7 @@ def table(path_or_frame, target, batch, *, missing="median", outliers=None, scal
     require(keep.any(), "dropping outliers must leave a row", rows=len(rows), do='Pass outliers="iqr" to clip them.')
     rows = rows[keep]
     y, classes = encode_target(rows[target])
-    fitted = Fitted(_layers(fits), fits, target, classes, int((~keep).sum()))
+    fitted = TablePreprocessor(_layers(fits), fits, target, classes, int((~keep).sum()))
     train = arrays(_matrix(fitted.model, rows), y, batch, shuffle=shuffle, seed=seed)
     if not validation_split:
         return train, None, fitted
@@ -340,8 +340,8 @@ def _matrix(model, frame):
 
 def _raw(frame, model):
     """{name: tensor [n, 1]} of the columns that the inputs of `model` name."""
-    require(isinstance(model.input, dict), "data.columns needs a model that takes a dict of columns", model=model.name,
-            do="Begin it with Fitted.model: keras.Model(fitted.model.input, net(fitted.model.output)).")
+    require(isinstance(model.input, dict), "data.raw_features needs a model that takes a dict of columns", model=model.name,
+            do="Begin it with TablePreprocessor.model: keras.Model(fitted.model.input, net(fitted.model.output)).")
     absent = [name for name in model.input if name not in frame]
     require(not absent, "every column of the training rows must be there", absent=absent, columns=list(frame))
     with tf.device("CPU"):
@@ -371,4 +371,4 @@ def _layers(fits):
         number = ops.where(ops.equal(number, 0), known, number)
         hot = keras.layers.CategoryEncoding(num_tokens=len(names) + 2, output_mode="one_hot")(number)
         parts.append(ops.cast(hot[:, 2:], "float32"))
-    return keras.Model(inputs, ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0], name="columns")
+    return keras.Model(inputs, ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0], name="raw_features")

@@ -1,10 +1,10 @@
 """A small model learns from a large one."""
 
+from ._cache import cache_teacher
 from ._distiller import Distiller
-from ._features import Attention, Features, Relations
-from ._losses import Decoupled, Dist, Logits
-from ._remember import remember
+from ._features import AttentionTransfer, Features, RelationalKD
+from ._losses import DIST, DecoupledKD, Logits
 from ._teachers import MovingAverage
 
-__all__ = ["Attention", "Decoupled", "Dist", "Distiller", "Features", "Logits", "MovingAverage", "Relations",
-           "remember"]
+__all__ = ["DIST", "AttentionTransfer", "DecoupledKD", "Distiller", "Features", "Logits", "MovingAverage", "RelationalKD",
+           "cache_teacher"]

@@ -143,7 +143,7 @@ class Distiller(keras.Model):
         taught = self._ask_teachers(x, y)
         require(taught or (self.student_weight == 1 and self.loss is not None),
                 "without a teacher the data must bring its answers", y=type(y).__name__,
-                do="Pass the data set that distill.remember returns.")
+                do="Pass the data set that distill.cache_teacher returns.")
         with tf.GradientTape() as tape:
             learnt = self._hidden.student(x, training=True)
             loss = self._training_loss(taught, learnt, y, sample_weight, count=_length(x))

@@ -105,7 +105,7 @@ class Features(FeatureLoss):
 
 
 @serializable
-class Attention(FeatureLoss):
+class AttentionTransfer(FeatureLoss):
     """The student looks where the teacher looks (attention transfer).
 
         loss = mean over the batch and positions of  (a(student) - a(teacher))^2,
@@ -124,7 +124,7 @@ class Attention(FeatureLoss):
       >>> import numpy as np
       >>> left, right = np.zeros((1, 1, 2, 3)), np.zeros((1, 1, 2, 3))
       >>> left[:, :, 0], right[:, :, 1] = 1, 1
-      >>> float(Attention({"block3": "block1"}).compute_loss(left, right))
+      >>> float(AttentionTransfer({"block3": "block1"}).compute_loss(left, right))
       1.0
 
     Reference:
@@ -145,7 +145,7 @@ class Attention(FeatureLoss):
 
 
 @serializable
-class Relations(FeatureLoss):
+class RelationalKD(FeatureLoss):
     """The student's examples lie to each other as the teacher's do (RKD).
 
         loss = distance * mean_ij huber(d_ij(student) - d_ij(teacher))
@@ -166,7 +166,7 @@ class Relations(FeatureLoss):
     Example:
       >>> import numpy as np
       >>> features = np.random.default_rng(0).normal(size=(4, 8))
-      >>> round(float(Relations({"a": "b"}).compute_loss(features, 3 * features)), 6)
+      >>> round(float(RelationalKD({"a": "b"}).compute_loss(features, 3 * features)), 6)
       0.0
 
     Reference:

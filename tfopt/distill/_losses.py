@@ -154,7 +154,7 @@ class Logits(AnswerLoss):
 
 
 @serializable
-class Decoupled(AnswerLoss):
+class DecoupledKD(AnswerLoss):
     """The answer on the right class and the answers among the wrong ones, weighted apart (DKD).
 
         loss = mean over the batch of  T^2 * (target * KL(b(p) || b(q)) + others * KL(p' || q'))
@@ -177,7 +177,7 @@ class Decoupled(AnswerLoss):
     Example:
       >>> import numpy as np
       >>> teacher, student = np.array([[2.0, 1.0, 0.0]]), np.array([[2.0, 0.0, 1.0]])
-      >>> round(float(Decoupled(temperature=1.0).compute_loss(teacher, student, y=np.array([0]))), 4)
+      >>> round(float(DecoupledKD(temperature=1.0).compute_loss(teacher, student, y=np.array([0]))), 4)
       3.6969
 
     Reference:
@@ -201,7 +201,7 @@ class Decoupled(AnswerLoss):
 
 
 @serializable
-class Dist(AnswerLoss):
+class DIST(AnswerLoss):
     """The student need only rank as the teacher does: correlations in place of equality (DIST).
 
         loss = T^2 * (between * mean_b (1 - r(p_b, q_b)) + within * mean_c (1 - r(p_c, q_c)))
@@ -221,7 +221,7 @@ class Dist(AnswerLoss):
     Example:
       >>> import numpy as np
       >>> teacher = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
-      >>> round(float(Dist().compute_loss(teacher, teacher)), 4)
+      >>> round(float(DIST().compute_loss(teacher, teacher)), 4)
       0.0
 
     Reference:
@@ -236,7 +236,7 @@ class Dist(AnswerLoss):
         self.temperature, self.between, self.within = temperature, between, within
 
     def value(self, teacher, student, activation, y, sample_weight):
-        require(len(student.shape) == 2, "distill.Dist relates answers of shape (batch, classes)", shape=student.shape)
+        require(len(student.shape) == 2, "distill.DIST relates answers of shape (batch, classes)", shape=student.shape)
         p, q = (tf.nn.softmax(logits / self.temperature) for logits in _formulas.pair(teacher, student))
         between = _formulas.mean(1 - _formulas.correlation(p, q, -1), sample_weight)
         weight = None if sample_weight is None else tf.reshape(tf.cast(sample_weight, q.dtype), (-1, 1))

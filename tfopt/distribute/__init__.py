@@ -4,14 +4,14 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from ._corrected import Synchronous, even, synchronize
-    from ._findings import check
+    from ._corrected import GlobalBatchOptimizer, equal_batches, sync_batch_norm
+    from ._findings import diagnose
     from ._strategy import precision, strategy
 
-__all__ = ["Synchronous", "check", "even", "precision", "strategy", "synchronize"]
+__all__ = ["GlobalBatchOptimizer", "diagnose", "equal_batches", "precision", "strategy", "sync_batch_norm"]
 
-_FILE = {"Synchronous": "_corrected", "check": "_findings", "even": "_corrected", "precision": "_strategy",
-         "strategy": "_strategy", "synchronize": "_corrected"}
+_FILE = {"GlobalBatchOptimizer": "_corrected", "diagnose": "_findings", "equal_batches": "_corrected", "precision": "_strategy",
+         "strategy": "_strategy", "sync_batch_norm": "_corrected"}
 
 
 def __getattr__(name):                                     # the launcher must not load TensorFlow

@@ -5,13 +5,13 @@ from .._check import require, require_number
 from .._keras import keras, remade, schedule_of, serializable, tf, untuned
 from ._strategy import replicas_here
 
-__all__ = ["Synchronous", "even", "synchronize"]
+__all__ = ["GlobalBatchOptimizer", "equal_batches", "sync_batch_norm"]
 
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 @serializable
-class Synchronous(keras.optimizers.Optimizer):
+class GlobalBatchOptimizer(keras.optimizers.Optimizer):
     """An optimizer that clips and accumulates the gradient of the whole batch, not of each replica's part of it.
 
         g = sum over replicas of their gradients;  every k batches: update with clip(mean of the last k g)
@@ -32,20 +32,20 @@ class Synchronous(keras.optimizers.Optimizer):
     Example:
       >>> import keras
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-      >>> model.compile(Synchronous(keras.optimizers.SGD(0.1, global_clipnorm=1.0)), "mse")
+      >>> model.compile(GlobalBatchOptimizer(keras.optimizers.SGD(0.1, global_clipnorm=1.0)), "mse")
       >>> round(float(model.optimizer.learning_rate), 3)
       0.1
     """
 
     def __init__(self, optimizer, name="synchronous"):
-        require(isinstance(optimizer, keras.optimizers.Optimizer), "Synchronous needs a Keras optimizer",
+        require(isinstance(optimizer, keras.optimizers.Optimizer), "GlobalBatchOptimizer needs a Keras optimizer",
                 optimizer=optimizer, error=TypeError)
-        require(not hasattr(optimizer, "inner_optimizer"), "Synchronous must stand inside other wrappers",
+        require(not hasattr(optimizer, "inner_optimizer"), "GlobalBatchOptimizer must stand inside other wrappers",
                 optimizer=type(optimizer).__name__, do="Wrap what it wraps.")
-        require(not optimizer.ema_overwrite_frequency, "Synchronous cannot replace the weights on the way",
+        require(not optimizer.ema_overwrite_frequency, "GlobalBatchOptimizer cannot replace the weights on the way",
                 ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
         every = optimizer.gradient_accumulation_steps or 1
-        require(not (optimizer.use_ema and every > 1), "Synchronous cannot average the weights while accumulating",
+        require(not (optimizer.use_ema and every > 1), "GlobalBatchOptimizer cannot average the weights while accumulating",
                 use_ema=True, gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
         super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
         self.every = every
@@ -149,7 +149,7 @@ def _cond(due, act):
     tf.distribute.get_replica_context().merge_call(across, args=(due,))
 
 
-def even(data, *, replicas=None):
+def equal_batches(data, *, replicas=None):
     """The data set with batches that the replicas can share evenly: a remainder is left out.
 
         n -> n - n mod replicas
@@ -171,10 +171,10 @@ def even(data, *, replicas=None):
     Example:
       >>> import tensorflow as tf
       >>> data = tf.data.Dataset.range(11).batch(4)
-      >>> [len(batch) for batch in even(data, replicas=2)]
+      >>> [len(batch) for batch in equal_batches(data, replicas=2)]
       [4, 4, 2]
     """
-    require(isinstance(data, tf.data.Dataset), "distribute.even needs a tf.data.Dataset of batches",
+    require(isinstance(data, tf.data.Dataset), "distribute.equal_batches needs a tf.data.Dataset of batches",
             data=type(data).__name__, do="Make one with data.arrays(x, y, batch).", error=TypeError)
     replicas = replicas_here() if replicas is None else replicas
     require_number("replicas", replicas, low=1, integer=True)
@@ -190,7 +190,7 @@ def even(data, *, replicas=None):
     return untuned(data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE))
 
 
-def synchronize(model):
+def sync_batch_norm(model):
     """A copy whose batch normalisations see the whole batch, as on one device, not the part of their replica.
 
         mean, variance = of the examples of all replicas
@@ -208,10 +208,10 @@ def synchronize(model):
     Example:
       >>> import keras
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
-      >>> synchronize(model).layers[0].synchronized
+      >>> sync_batch_norm(model).layers[0].synchronized
       True
     """
-    _models.require_graph(model, "distribute.synchronize")
+    _models.require_graph(model, "distribute.sync_batch_norm")
     return _models.copy(model, change=lambda layer: remade(layer, {"synchronized": True}) if unsynchronized(layer)
                         else None)
 

@@ -4,15 +4,15 @@ import pandas as pd
 
 from .. import _models
 from .._keras import graph_of, keras, mask_of, parts_of, tf
-from ._corrected import CLIPS, Synchronous, unsynchronized
+from ._corrected import CLIPS, GlobalBatchOptimizer, unsynchronized
 from ._strategy import made, replicas_here
 
-__all__ = ["check"]
+__all__ = ["diagnose"]
 
 OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_replicas_in_sync"
 
 
-def check(model, data=None):
+def diagnose(model, data=None):
     """What in a model will not behave under several replicas as on one device, and what to do.
 
     Whatever it names was run, on several devices and on one (docs/measured/distribute.csv). It does not see a layer of
@@ -34,12 +34,12 @@ def check(model, data=None):
       >>> import keras
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="bn")])
       >>> model.compile(keras.optimizers.SGD(0.1, clipnorm=1.0), "mse")
-      >>> print(check(model)[["part", "effect"]].to_string(index=False))
+      >>> print(diagnose(model)[["part", "effect"]].to_string(index=False))
            part  effect
       optimizer differs
              bn differs
     """
-    _models.require_model(model, "distribute.check")
+    _models.require_model(model, "distribute.diagnose")
     optimizer = getattr(model, "optimizer", None)
     rows = [*_of_scope(model), *_of_compile(model), *_of_optimizer(optimizer), *_of_class(model), *_of_outputs(model),
             *_of_layers(model), *_of_data(data)]
@@ -62,17 +62,17 @@ def _of_compile(model):
 
 
 def _of_optimizer(optimizer):
-    while hasattr(optimizer, "inner_optimizer") and not isinstance(optimizer, Synchronous):
+    while hasattr(optimizer, "inner_optimizer") and not isinstance(optimizer, GlobalBatchOptimizer):
         optimizer = optimizer.inner_optimizer
-    if optimizer is None or isinstance(optimizer, Synchronous):
+    if optimizer is None or isinstance(optimizer, GlobalBatchOptimizer):
         return
     clips = {clip: getattr(optimizer, clip) for clip in CLIPS if getattr(optimizer, clip)}
     for clip, value in clips.items():
         yield ("optimizer", f"{clip}={value} clips the part of each replica", "differs",
-               "distribute.Synchronous(optimizer)")
+               "distribute.GlobalBatchOptimizer(optimizer)")
     if optimizer.gradient_accumulation_steps:
         yield ("optimizer", f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}", "fails",
-               "distribute.Synchronous(optimizer)")
+               "distribute.GlobalBatchOptimizer(optimizer)")
     if optimizer.ema_overwrite_frequency:
         yield ("optimizer", f"ema_overwrite_frequency={optimizer.ema_overwrite_frequency}", "fails",
                "leave it out, or average.SWA(momentum=...)")
@@ -103,7 +103,7 @@ def _of_outputs(model):
 def _of_layers(model):
     for part in parts_of(model):
         if unsynchronized(part) and part.trainable:
-            yield part.name, "sees its replica's part of the batch", "differs", "distribute.synchronize(model)"
+            yield part.name, "sees its replica's part of the batch", "differs", "distribute.sync_batch_norm(model)"
         if getattr(part, "seed_generator", None) is not None:
             yield part.name, "each replica draws for its own examples", "random", "nothing"
         if type(part).__module__.startswith("tfopt.quantize"):
@@ -116,6 +116,6 @@ def _of_data(data):
     sizes = {spec.shape[0] for spec in keras.tree.flatten(data.element_spec)}
     if None in sizes:
         yield ("data", "its last batch may be one that the replicas cannot share evenly", "differs",
-               "distribute.even(data) for fit")
+               "distribute.equal_batches(data) for fit")
     elif any(size % replicas_here() for size in sizes):
         yield "data", f"{replicas_here()} replicas cannot share {max(sizes)} evenly", "differs", "another batch size"

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from . import _models
-from ._check import require, require_number
-from ._keras import fresh_inputs, graph_of, keras, parts_of, tf
+from .. import _models
+from .._check import require, require_number
+from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
 
-__all__ = ["SWA", "outputs", "statistics", "weights"]
+__all__ = ["SWA", "outputs", "update_batch_norm", "weights"]
 
 
 def outputs(models, *, weights=None):
@@ -129,7 +129,7 @@ def _scored(score, model):
     return float(found)
 
 
-def statistics(model, data):
+def update_batch_norm(model, data):
     """A copy whose batch normalisations hold the statistics of `data`, as they are under its present weights.
 
         moving mean = mean over batches of the batch means;  moving variance likewise
@@ -150,15 +150,15 @@ def statistics(model, data):
     Example:
       >>> import numpy as np
       >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
-      >>> statistics(model, np.array([[1.0], [3.0]])).layers[0].moving_mean.numpy().tolist()
+      >>> update_batch_norm(model, np.array([[1.0], [3.0]])).layers[0].moving_mean.numpy().tolist()
       [2.0]
 
     Reference:
       Izmailov et al.: Averaging Weights Leads to Wider Optima (2018). https://arxiv.org/abs/1803.05407
     """
-    _models.require_graph(model, "average.statistics")
+    _models.require_graph(model, "average.update_batch_norm")
     model = _models.copy(model)
-    _estimate(model, data, "average.statistics")
+    _estimate(model, data, "average.update_batch_norm")
     return model
 
 

@@ -18,7 +18,7 @@ from ._teachers import pack
 _SHARD = 8192                                   # examples; a shard ends with the batch that fills it
 
 
-def remember(teacher, data, *, path=None, top=None, augment=None, views=1, batch=64):
+def cache_teacher(teacher, data, *, path=None, top=None, augment=None, views=1, batch=64):
     """Asks the teacher once; the data set that comes back carries its answers, so training no longer runs it.
 
         answers[k, i] = teacher(augment(x_i; epoch=k, index=i)),   k = 0 ... views - 1
@@ -52,7 +52,7 @@ def remember(teacher, data, *, path=None, top=None, augment=None, views=1, batch
       >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
       >>> x, y = np.zeros((10, 4), "float32"), np.zeros(10, "int64")
       >>> with contextlib.redirect_stdout(io.StringIO()):                            # without the progress bar
-      ...     taught = distill.remember(teacher, (x, y), batch=5)
+      ...     taught = distill.cache_teacher(teacher, (x, y), batch=5)
       >>> distiller = distill.Distiller(None, keras.models.clone_model(teacher), distill.Logits())
       >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
       >>> sorted(distiller.fit(taught, verbose=0).history)
@@ -62,7 +62,7 @@ def remember(teacher, data, *, path=None, top=None, augment=None, views=1, batch
       Beyer et al.: Knowledge Distillation: A Good Teacher is Patient and Consistent (2022).
       https://arxiv.org/abs/2106.05237
     """
-    _models.require_model(teacher, "distill.remember")
+    _models.require_model(teacher, "distill.cache_teacher")
     require_number("views", views, low=1, integer=True)
     require_number("batch", batch, low=1, integer=True)
     replayable = augment is None or (hasattr(augment, "apply") and getattr(augment, "replayable", False))

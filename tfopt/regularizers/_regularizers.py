@@ -2,9 +2,9 @@
 
 import copy
 
-from . import _models
-from ._check import require, require_number
-from ._keras import graph_of, keras, parts_of, producer, remade, serializable, tf, uses
+from .. import _models
+from .._check import require, require_number
+from .._keras import graph_of, keras, parts_of, producer, remade, serializable, tf, uses
 
 L1 = keras.regularizers.L1
 L2 = keras.regularizers.L2

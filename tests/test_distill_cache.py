@@ -51,12 +51,12 @@ def path(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("tfopt.distill._remember._SHARD", 16)
+    monkeypatch.setattr("tfopt.distill._cache._SHARD", 16)
 
 
 def test_answers_belong_to_their_examples(rng, path):
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.remember(teacher, (x, y), path=path, batch=8)
+    taught = distill.cache_teacher(teacher, (x, y), path=path, batch=8)
     first, second = everything(taught), everything(taught)
     for seen, answers in (first, second):
         np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=2e-3)
@@ -70,7 +70,7 @@ def test_a_data_set_keeps_its_order_and_batches(rng, path):
     (x, y), teacher = arrays(rng), dense(16, activation="softmax")
     weight = rng.uniform(size=50).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(7)
-    taught = distill.remember(teacher, data, path=path)
+    taught = distill.cache_teacher(teacher, data, path=path)
     assert [len(batch[0]) for batch in taught] == [7] * 7 + [1]
     seen, answers, weights = everything(taught)
     np.testing.assert_array_equal(seen, x)
@@ -84,7 +84,7 @@ def test_the_first_classes_and_what_is_left(rng, path):
     from tfopt.distill._teachers import unpack
 
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.remember(teacher, (x, y), path=path, top=3)
+    taught = distill.cache_teacher(teacher, (x, y), path=path, top=3)
     seen, answers = everything(taught)
     packed = answers["teacher"]["logits"]
     assert {name: (part.dtype.name, part.shape[1:]) for name, part in packed.items()} == {
@@ -100,14 +100,14 @@ def test_the_first_classes_and_what_is_left(rng, path):
 
 def test_views_are_replayed(rng, path):
     (x, y), teacher = arrays(rng, 20), dense(16)
-    taught = distill.remember(teacher, (x, y), path=path, augment=Shift(), views=3, batch=6)
+    taught = distill.cache_teacher(teacher, (x, y), path=path, augment=Shift(), views=3, batch=6)
     seen, answers = everything(taught)
     assert len(seen) == 60
     np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), rtol=2e-3, atol=2e-2)
     offsets = np.rint((seen - np.tile(seen.min(), 4)).mean(-1) / 10)
     assert offsets[:20].mean() < offsets[20:40].mean() < offsets[40:].mean()
     data = tf.data.Dataset.from_tensor_slices(x).batch(6)
-    seen, answers = everything(distill.remember(teacher, data, augment=Shift(), views=2))
+    seen, answers = everything(distill.cache_teacher(teacher, data, augment=Shift(), views=2))
     np.testing.assert_array_equal(seen[20:], Shift().apply(x, epoch=1, index=np.arange(20)))
     assert set(answers) == {"teacher"}
 
@@ -118,11 +118,11 @@ def test_views_of_the_pipeline_are_replayed(rng):
     teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
                                 keras.layers.Dense(5)])
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
-    seen, answers = everything(distill.remember(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8))
+    seen, answers = everything(distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8))
     np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
     with pytest.raises(ValueError, match="must be replayable"):
-        distill.remember(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
+        distill.cache_teacher(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
 
 
 @pytest.mark.parametrize("top", [None, 4])
@@ -131,7 +131,7 @@ def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     students = [dense(5, seed=1), dense(5, seed=1)]
     for student, source, told in ((students[0], teacher, data),
-                                  (students[1], None, distill.remember(teacher, data, path=path, top=top))):
+                                  (students[1], None, distill.cache_teacher(teacher, data, path=path, top=top))):
         made = distill.Distiller(source, student, distill.Logits(2.))
         made.compile(keras.optimizers.SGD(0.1), SPARSE, metrics=["accuracy"])
         logs = made.fit(told, epochs=3, validation_data=data, verbose=0).history
@@ -144,9 +144,9 @@ def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
 
 def test_remembered_answers_alone_need_no_labels(rng):
     x, _ = arrays(rng)
-    made = distill.Distiller(None, dense(5), [distill.Decoupled(), distill.Dist()])
+    made = distill.Distiller(None, dense(5), [distill.DecoupledKD(), distill.DIST()])
     made.compile("adam")
-    taught = distill.remember(dense(16), x)
+    taught = distill.cache_teacher(dense(16), x)
     assert set(made.fit(taught, validation_data=taught, verbose=0).history) == {"loss", "distillation_loss", "val_loss"}
     with pytest.raises(ValueError, match="`evaluate` needs something to measure"):
         made.evaluate(x, verbose=0)
@@ -154,7 +154,7 @@ def test_remembered_answers_alone_need_no_labels(rng):
 
 def test_kinds_of_answers_are_not_mixed_up(rng):
     (x, y), teacher = arrays(rng), dense(16, activation="sigmoid")
-    taught = distill.remember(teacher, (x, y))
+    taught = distill.cache_teacher(teacher, (x, y))
     made = distill.Distiller(None, dense(5), distill.Logits())
     made.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"must mean the same.*remembered='sigmoid'.*activation=\"sigmoid\""):
@@ -185,13 +185,13 @@ def test_a_finished_folder_is_only_read(rng, tmp_path):
     x, y = arrays(rng)
     teacher = keras.Sequential([keras.Input((4,)), Counting(), keras.layers.Dense(12)])
     Counting.seen = 0
-    first = everything(distill.remember(teacher, (x, y), path=tmp_path, batch=8))
+    first = everything(distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8))
     assert Counting.seen == 50
-    again = everything(distill.remember(teacher, (x, y), path=tmp_path, batch=8))
+    again = everything(distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8))
     assert Counting.seen == 50
     np.testing.assert_array_equal(first[1]["teacher"]["logits"]["logits"], again[1]["teacher"]["logits"]["logits"])
     sorted(tmp_path.glob("*.npy"))[1].unlink()
-    distill.remember(teacher, (x, y), path=tmp_path, batch=8)
+    distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8)
     assert Counting.seen == 50 + 16                                                  # the lost shard alone
 
 
@@ -216,7 +216,7 @@ class Slow(keras.layers.Layer):
 keras.utils.set_random_seed(0)
 teacher = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dense(3)])
 x = np.arange(320, dtype="float32").reshape(80, 4)
-taught = distill.remember(teacher, x, path=sys.argv[1], batch=8)
+taught = distill.cache_teacher(teacher, x, path=sys.argv[1], batch=8)
 seen, answers = next(iter(taught.unbatch().batch(80)))
 found = answers["teacher"]["logits"]["logits"].numpy()
 difference = np.abs(found - teacher(seen)).max() / np.abs(teacher(seen)).max()
@@ -249,10 +249,10 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
     teacher.save(tmp_path / "teacher.keras")
     x = rng.normal(size=(20, 4)).astype("float32")
     for _ in range(2):
-        distill.remember(keras.models.load_model(tmp_path / "teacher.keras"), x, path=tmp_path / "answers", batch=8)
+        distill.cache_teacher(keras.models.load_model(tmp_path / "teacher.keras"), x, path=tmp_path / "answers", batch=8)
     teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="another question"):
-        distill.remember(teacher, x, path=tmp_path / "answers", batch=8)
+        distill.cache_teacher(teacher, x, path=tmp_path / "answers", batch=8)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -299,25 +299,25 @@ REFUSED = {
 @pytest.mark.parametrize(("arguments", "rule"), REFUSED.values(), ids=REFUSED)
 def test_refused(rng, arguments, rule):
     with pytest.raises(ValueError, match=rule):
-        distill.remember(dense(16), **arguments(*arrays(rng)))
+        distill.cache_teacher(dense(16), **arguments(*arrays(rng)))
 
 
 def test_teachers_are_refused(rng):
     x, _ = arrays(rng)
     with pytest.raises(ValueError, match="needs a built model"):
-        distill.remember(keras.Sequential([keras.layers.Dense(3)]), x)
+        distill.cache_teacher(keras.Sequential([keras.layers.Dense(3)]), x)
     with pytest.raises(ValueError, match=r"end in logits.*'Relu'"):
-        distill.remember(dense(16, activation="relu"), x)
+        distill.cache_teacher(dense(16, activation="relu"), x)
     with pytest.raises(ValueError, match="`top` needs classes that exclude each other"):
-        distill.remember(dense(16, activation="sigmoid"), x, top=2)
+        distill.cache_teacher(dense(16, activation="sigmoid"), x, top=2)
 
 
 def test_a_folder_of_other_answers_is_refused(rng, tmp_path):
     x, y = arrays(rng)
-    distill.remember(dense(16), (x, y), path=tmp_path)
+    distill.cache_teacher(dense(16), (x, y), path=tmp_path)
     with pytest.raises(ValueError, match=r"another question.*differs=\['teacher'\]"):
-        distill.remember(dense(16, seed=5), (x, y), path=tmp_path)
+        distill.cache_teacher(dense(16, seed=5), (x, y), path=tmp_path)
     with pytest.raises(ValueError, match=r"differs=\['top'\]"):
-        distill.remember(dense(16), (x, y), path=tmp_path, top=2)
+        distill.cache_teacher(dense(16), (x, y), path=tmp_path, top=2)
     with pytest.raises(ValueError, match="answers to other data"):
-        distill.remember(dense(16), (x[::-1], y), path=tmp_path)
+        distill.cache_teacher(dense(16), (x[::-1], y), path=tmp_path)

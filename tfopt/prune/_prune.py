@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from . import _models
-from ._bridge import copy_back, legacy_name, to_legacy
-from ._bridge.adopt import Adopted, by_path, choose, require_adopted, require_plain
-from ._check import require, require_number
-from ._keras import keras, serializable, tf
-from ._toolkit import sparsity as toolkit
+from .. import _models
+from .._bridge import copy_back, legacy_name, to_legacy
+from .._bridge.adopt import Adopted, by_path, choose, require_adopted, require_plain
+from .._check import require, require_number
+from .._keras import keras, serializable, tf
+from .._toolkit import sparsity as toolkit
 
-__all__ = ["Summaries", "for_xnnpack", "plan", "sparsities", "strip", "wrap"]
+__all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap", "xnnpack_layers"]
 
 
 # The formula
@@ -45,7 +45,7 @@ class Pruned(Adopted):
         return toolkit.prune(twin, {legacy_name(path) for path in paths}, **schedule)
 
 
-class Summaries(keras.callbacks.Callback):
+class SparsitySummaries(keras.callbacks.Callback):
     """Writes the sparsity of every pruned layer to TensorBoard at the end of each epoch.
 
     Args:
@@ -54,7 +54,7 @@ class Summaries(keras.callbacks.Callback):
     Example:
       >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
       >>> wrapped = wrap(model, 0.5)
-      >>> callback = Summaries("logs")                           # wrapped.fit(..., callbacks=[callback])
+      >>> callback = SparsitySummaries("logs")                           # wrapped.fit(..., callbacks=[callback])
     """
 
     def __init__(self, directory):
@@ -63,7 +63,7 @@ class Summaries(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs=None):
-        require_adopted(self.model, Pruned, "prune.Summaries", "prune.wrap")
+        require_adopted(self.model, Pruned, "prune.SparsitySummaries", "prune.wrap")
         self._writer = tf.summary.create_file_writer(str(self.directory))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -206,7 +206,7 @@ def plan(model, *, where=None):
                         else f"TFMOT has no kernel to prune in {type(layer).__name__}")
 
 
-def for_xnnpack(model):
+def xnnpack_layers(model):
     """Paths of the layers whose zeros make XNNPACK faster (1x1 convolutions), for `where`.
 
     TFMOT's latency policy: the model must begin with ZeroPadding2D and a 3x3 Conv2D of stride 2, end in
@@ -220,19 +220,19 @@ def for_xnnpack(model):
 
     Example:
       >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
-      >>> for_xnnpack(model)
+      >>> xnnpack_layers(model)
       Traceback (most recent call last):
-      ValueError: prune.for_xnnpack needs a convolutional model of the form XNNPACK runs sparsely. ...
+      ValueError: prune.xnnpack_layers needs a convolutional model of the form XNNPACK runs sparsely. ...
 
     Reference:
       Elsen et al., Fast sparse ConvNets, 2019, https://arxiv.org/abs/1911.09723
     """
-    require_plain(model, "prune.for_xnnpack")
-    twin = to_legacy(model, "prune.for_xnnpack")
+    require_plain(model, "prune.xnnpack_layers")
+    twin = to_legacy(model, "prune.xnnpack_layers")
     try:
         allowed = set(toolkit.xnnpack_allows(twin))
     except ValueError as error:
-        require(False, "prune.for_xnnpack needs a convolutional model of the form XNNPACK runs sparsely",
+        require(False, "prune.xnnpack_layers needs a convolutional model of the form XNNPACK runs sparsely",
                 obstacle=str(error), do="Prune without it: the file gets smaller, not faster.")
     return [path for path, layer in by_path(model, twin).items() if layer.name in allowed]
 

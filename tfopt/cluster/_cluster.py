@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from . import _models
-from ._bridge import copy_back, legacy_name, to_legacy
-from ._bridge.adopt import Adopted, by_path, choose, require_adopted, require_plain
-from ._check import require, require_number
-from ._keras import serializable, tf
-from ._toolkit import clustering as toolkit
+from .. import _models
+from .._bridge import copy_back, legacy_name, to_legacy
+from .._bridge.adopt import Adopted, by_path, choose, require_adopted, require_plain
+from .._check import require, require_number
+from .._keras import serializable, tf
+from .._toolkit import clustering as toolkit
 
 __all__ = ["plan", "strip", "wrap"]
 
