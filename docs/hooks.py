@@ -80,7 +80,10 @@ def on_page_markdown(markdown, page, **_):
     markdown = re.sub(r"<!-- bench: (\w+) -->", benched, markdown)
     if name == "index":
         return markdown.replace(START, table())
-    return f"{markdown}\n\n## Reference\n\n::: tfopt.{name}\n" if name in modules() else markdown
+    if name not in modules():
+        return markdown
+    card, references, papers = markdown.partition("\n## References\n")
+    return f"{card}\n\n## API\n\n::: tfopt.{name}\n{references}{papers}"
 
 
 if __name__ == "__main__":

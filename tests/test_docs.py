@@ -7,6 +7,8 @@ import re
 import pandas as pd
 import pytest
 
+import tfopt
+
 PROJECT = pathlib.Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -45,6 +47,22 @@ def test_the_readme_lists_the_modules():
     assert all(hooks.modules().values()), "every module says in its first line what it is"
 
 
+TEMPLATE = ["What", "Usage", "Recommended settings", "Results", "Pitfalls", "Works with", "References"]
+CARDS = [path for path in PAGES if path.stem in tfopt.__all__]
+
+
+def test_every_module_has_a_card():
+    assert {path.stem for path in CARDS} == set(tfopt.__all__)
+
+
+@pytest.mark.parametrize("path", CARDS, ids=name)
+def test_cards_follow_the_template(path):
+    """The site adds "API", made from the docstrings, before the references."""
+    found = re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE)
+    assert found == [part for part in TEMPLATE if part in found]
+    assert {"What", "Usage", "Pitfalls", "Works with"} <= set(found)
+
+
 def test_the_readme_is_short():
     code = BLOCK.findall((PROJECT / "README.md").read_text())
     assert sum(bool(line.strip()) for block in code for line in block.splitlines()) <= 13
@@ -57,8 +75,8 @@ NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 
 
 def claims(text):
-    """The numbers with a decimal point in what a page says was measured: its section, or the caption of its picture."""
-    parts = re.findall(r"^## Measured\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    """The numbers with a decimal point in what a page says was measured: its results, or the caption of its picture."""
+    parts = re.findall(r"^## Results\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     parts += re.findall(r"^\*`python examples/.*?\*$", text, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"`[^`]*`", "", "\n".join(parts))                    # code is settings
     return [number for number in NUMBER.findall(prose) if "." in number], parts
@@ -115,4 +133,4 @@ def test_measured_numbers_are_in_the_results(path):
 def test_an_invented_number_is_found():
     """Negative control."""
     text = (PROJECT / "docs" / "shrink.md").read_text()
-    assert unquoted(text.replace("## Measured\n", "## Measured\n\nIt is 93.71 times faster.\n")) == ["93.71"]
+    assert unquoted(text.replace("## Results\n", "## Results\n\nIt is 93.71 times faster.\n")) == ["93.71"]
