@@ -118,7 +118,8 @@ def test_views_of_the_pipeline_are_replayed(rng):
     teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
                                 keras.layers.Dense(5)])
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
-    seen, answers = everything(distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8))
+    cached = distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8)
+    seen, answers = everything(cached)
     np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
     with pytest.raises(ValueError, match="must be replayable"):
@@ -249,7 +250,8 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
     teacher.save(tmp_path / "teacher.keras")
     x = rng.normal(size=(20, 4)).astype("float32")
     for _ in range(2):
-        distill.cache_teacher(keras.models.load_model(tmp_path / "teacher.keras"), x, path=tmp_path / "answers", batch=8)
+        loaded = keras.models.load_model(tmp_path / "teacher.keras")
+        distill.cache_teacher(loaded, x, path=tmp_path / "answers", batch=8)
     teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="another question"):
         distill.cache_teacher(teacher, x, path=tmp_path / "answers", batch=8)

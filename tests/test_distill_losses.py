@@ -76,7 +76,8 @@ ANSWERS = {
 }
 PAIR = {"a": "b"}
 FEATURES = {
-    "AttentionTransfer": (distill.AttentionTransfer(PAIR), attention, {}), "Features": (distill.Features(PAIR), features, {}),
+    "AttentionTransfer": (distill.AttentionTransfer(PAIR), attention, {}),
+    "Features": (distill.Features(PAIR), features, {}),
     "RelationalKD": (distill.RelationalKD(PAIR, distance=2., angle=3.), relations, {"distance": 2., "angle": 3.}),
 }
 
@@ -147,8 +148,9 @@ def test_decoupled_takes_labels_of_every_form(labels, rng):
 
 
 @pytest.mark.parametrize("loss", [
-    distill.DecoupledKD(2., target=0.5, others=4.), distill.DIST(2., between=2., within=3.), distill.Features({"a": "b"}),
-    distill.AttentionTransfer({"a": "b"}), distill.RelationalKD({"a": "b"}, distance=1., angle=2.), distill.MovingAverage(0.9),
+    distill.DecoupledKD(2., target=0.5, others=4.), distill.DIST(2., between=2., within=3.),
+    distill.Features({"a": "b"}), distill.AttentionTransfer({"a": "b"}),
+    distill.RelationalKD({"a": "b"}, distance=1., angle=2.), distill.MovingAverage(0.9),
     distill.Logits(3., standardize=True)], ids=lambda loss: type(loss).__name__)
 def test_losses_survive_their_config(loss):
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(loss))))
@@ -350,7 +352,8 @@ def test_two_devices_equal_one(run_python):
     (lambda: distill.Distiller(None, images(3), distill.Features({"conv": "conv"})), "hold no features"),
     (lambda: distill.Distiller(
         keras.Sequential([images(8), keras.layers.Activation("sigmoid")]),
-        keras.Sequential([images(3), keras.layers.Activation("sigmoid")]), distill.DecoupledKD()), "exclude each other"),
+        keras.Sequential([images(3), keras.layers.Activation("sigmoid")]),
+        distill.DecoupledKD()), "exclude each other"),
 ], ids=range(17))
 def test_refused(make, rule):
     with pytest.raises(ValueError, match=rule):

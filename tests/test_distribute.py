@@ -311,7 +311,8 @@ def test_synchronous_refuses(make, error, match):
 
 @pytest.mark.parametrize("size", range(1, 14))
 def test_even_leaves_out_the_remainder_alone(size):
-    data = distribute.equal_batches(tf.data.Dataset.range(size).map(lambda x: {"x": x, "y": (x, -x)}).batch(6), replicas=4)
+    numbers = tf.data.Dataset.range(size).map(lambda x: {"x": x, "y": (x, -x)})
+    data = distribute.equal_batches(numbers.batch(6), replicas=4)
     seen = [batch["x"].numpy().tolist() for batch in data]
     expected = [list(range(start, start + count // 4 * 4)) for start in range(0, size, 6)
                 if (count := min(6, size - start)) >= 4]
@@ -349,8 +350,9 @@ def run(*command, cwd, **environment):
                           timeout=3000, env={**os.environ, **environment})
 
 
-SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer: accumulate", "schedule: Knee", "Distiller: Logits",
-          "prune : wrap", "SWA: mean", "Keras clips: global_clipnorm", "unsynchronised BatchNormalization"]
+SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer: accumulate", "schedule: Knee",
+          "Distiller: Logits", "prune : wrap", "SWA: mean", "Keras clips: global_clipnorm",
+          "unsynchronised BatchNormalization"]
 
 
 def test_devices_and_workers_equal_one_device(tmp_path):

@@ -150,7 +150,8 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
         the same class and side of the split. The last two warn with counts and names.
     Returns:
       A tf.data.Dataset, or `(train, validation)` if `validation_split` > 0. Each has `.class_names` (None if labels
-      are numbers), `.file_paths`, `.class_weight` (as `fit` takes it: each class counts alike) and `.report`, a `ImageReport`.
+      are numbers), `.file_paths`, `.class_weight` (as `fit` takes it: each class counts alike) and `.report`, an
+      `ImageReport`.
     Raises:
       ValueError: there are no images, an image is bad and `on_error` is "raise", or a side of the split is empty.
     Example:

@@ -104,7 +104,9 @@ class TablePreprocessor:
 
 
 def raw_features(path_or_frame, model, batch=1024):
-    """Batches of raw columns for a model that begins with `TablePreprocessor.model`: `whole.predict(raw_features(new, whole))`.
+    """Batches of raw columns for a model that begins with `TablePreprocessor.model`.
+
+    `whole.predict(raw_features(new, whole))` predicts from them.
 
     Args:
       path_or_frame: CSV or DataFrame. Columns the model does not ask for are passed over.
@@ -150,7 +152,8 @@ def table(path_or_frame, target, batch, *, missing="median", outliers=None, scal
       shuffle: False keeps the training rows in their order.
       seed: whole number >= 0: which rows are for validation, and the order of each epoch.
     Returns:
-      `(train, validation, fitted)`: two tf.data.Datasets, the second None if `validation_split` is 0, and a `TablePreprocessor`.
+      `(train, validation, fitted)`: two tf.data.Datasets, the second None if `validation_split` is 0, and a
+      `TablePreprocessor`.
     Raises:
       ValueError: an argument is out of range, the target is missing somewhere, or a column has nothing to fit: dates,
         infinite numbers, numbers mixed with text, no value at all, or more than 1000 categories.
@@ -340,7 +343,8 @@ def _matrix(model, frame):
 
 def _raw(frame, model):
     """{name: tensor [n, 1]} of the columns that the inputs of `model` name."""
-    require(isinstance(model.input, dict), "data.raw_features needs a model that takes a dict of columns", model=model.name,
+    require(isinstance(model.input, dict), "data.raw_features needs a model that takes a dict of columns",
+            model=model.name,
             do="Begin it with TablePreprocessor.model: keras.Model(fitted.model.input, net(fitted.model.output)).")
     absent = [name for name in model.input if name not in frame]
     require(not absent, "every column of the training rows must be there", absent=absent, columns=list(frame))

@@ -6,5 +6,5 @@ from ._features import AttentionTransfer, Features, RelationalKD
 from ._losses import DIST, DecoupledKD, Logits
 from ._teachers import MovingAverage
 
-__all__ = ["DIST", "AttentionTransfer", "DecoupledKD", "Distiller", "Features", "Logits", "MovingAverage", "RelationalKD",
-           "cache_teacher"]
+__all__ = ["DIST", "AttentionTransfer", "DecoupledKD", "Distiller", "Features", "Logits", "MovingAverage",
+           "RelationalKD", "cache_teacher"]

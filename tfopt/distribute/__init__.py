@@ -10,8 +10,8 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["GlobalBatchOptimizer", "diagnose", "equal_batches", "precision", "strategy", "sync_batch_norm"]
 
-_FILE = {"GlobalBatchOptimizer": "_corrected", "diagnose": "_findings", "equal_batches": "_corrected", "precision": "_strategy",
-         "strategy": "_strategy", "sync_batch_norm": "_corrected"}
+_FILE = {"GlobalBatchOptimizer": "_corrected", "diagnose": "_findings", "equal_batches": "_corrected",
+         "precision": "_strategy", "strategy": "_strategy", "sync_batch_norm": "_corrected"}
 
 
 def __getattr__(name):                                     # the launcher must not load TensorFlow

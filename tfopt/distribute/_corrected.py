@@ -45,7 +45,8 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
         require(not optimizer.ema_overwrite_frequency, "GlobalBatchOptimizer cannot replace the weights on the way",
                 ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
         every = optimizer.gradient_accumulation_steps or 1
-        require(not (optimizer.use_ema and every > 1), "GlobalBatchOptimizer cannot average the weights while accumulating",
+        require(not (optimizer.use_ema and every > 1),
+                "GlobalBatchOptimizer cannot average the weights while accumulating",
                 use_ema=True, gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
         super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
         self.every = every
