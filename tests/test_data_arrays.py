@@ -57,7 +57,7 @@ def test_no_random_state_is_read_or_changed():
 
 
 def test_no_pass_ends_with_a_wait_for_the_tuner(rng):
-    """See `_keras.untuned`. What is built on these has no tuner either; what is not ours has one (control)."""
+    """See `_keras.without_autotune`. What is built on these has no tuner either; what is not ours has one (control)."""
     theirs = tf.data.Dataset.range(6).batch(2)
     given = (rng.normal(size=(6, 3)).astype("float32"), np.arange(6))
     teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

@@ -154,7 +154,7 @@ def test_the_probe_is_right_under_any_policy(policy):
 def test_the_correction_is_applied_only_where_it_is_needed(monkeypatch):
     faults, mended = [None], []
     monkeypatch.setattr(_workers, "fault", lambda strategy: faults.pop(0))
-    monkeypatch.setattr(_workers, "mend_workers", lambda: mended.append(True))
+    monkeypatch.setattr(_workers, "patch_workers", lambda: mended.append(True))
     _workers.mend(Made())
     assert not mended
     faults[:] = ["wrong", None]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .._check import require, require_number
-from .._keras import keras, tf, untuned
+from .._keras import keras, tf, without_autotune
 
 
 def permutation(count, seed, epoch):
@@ -78,7 +78,7 @@ def full_batches(dataset, batch):
         fixed = tf.nest.map_structure(lambda t: tf.ensure_shape(t, [batch, *t.shape[1:]]), element)
         return fixed if len(fixed) > 1 else fixed[0]
 
-    return untuned(dataset.filter(is_full).map(fix).prefetch(tf.data.AUTOTUNE))
+    return without_autotune(dataset.filter(is_full).map(fix).prefetch(tf.data.AUTOTUNE))
 
 
 def batches(count, batch, read, *, view, shuffle, seed):
@@ -118,7 +118,7 @@ def batches(count, batch, read, *, view, shuffle, seed):
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     rows = tf.data.Dataset.range(1).flat_map(one_epoch)
-    dataset = untuned(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
+    dataset = without_autotune(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
                       .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
                       .prefetch(tf.data.AUTOTUNE).with_options(options))
     (dataset if getattr(view, "replayable", True) else rows).epochs = epochs

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _models
 from .._check import require, require_number
-from .._keras import keras, tf, untuned
+from .._keras import keras, tf, without_autotune
 from ._formulas import to_float
 from ._outputs import Side, inputs_of, logits_of
 from ._teachers import pack
@@ -310,7 +310,7 @@ def _in_turn(look_up, views):
     dataset = look_up(0)
     for view in range(1, views):
         dataset = dataset.concatenate(look_up(view))
-    return untuned(dataset.prefetch(tf.data.AUTOTUNE))
+    return without_autotune(dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def _tensor(part):

@@ -2,7 +2,7 @@
 
 from .. import _models
 from .._check import require, require_number
-from .._keras import keras, remade, schedule_of, serializable, tf, untuned
+from .._keras import keras, remade, schedule_of, serializable, tf, without_autotune
 from ._strategy import replicas_here
 
 __all__ = ["GlobalBatchOptimizer", "equal_batches", "sync_batch_norm"]
@@ -188,7 +188,7 @@ def equal_batches(data, *, replicas=None):
         cut = keras.tree.map_structure(lambda part: part[:keep], batch)
         return cut if len(cut) > 1 else cut[0]
 
-    return untuned(data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE))
+    return without_autotune(data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE))
 
 
 def sync_batch_norm(model):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from .._check import require
-from .._keras import global_seed, keras, mend_workers, same_randomness, tf
+from .._keras import global_seed, keras, patch_workers, same_randomness, tf
 
 
 def mend(strategy):
@@ -15,7 +15,7 @@ def mend(strategy):
     """
     if strategy.num_replicas_in_sync == 1 or fault(strategy) is None:
         return
-    mend_workers()
+    patch_workers()
     found = fault(strategy)
     require(found is None, "tfopt cannot correct this version of Keras for several workers",
             keras=keras.__version__, fault=found, do="Train on one machine.", error=RuntimeError)

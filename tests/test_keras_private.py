@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _keras
+from tfopt._keras.workers import tf_trainer
 
 
 def functional():
@@ -104,8 +105,8 @@ def test_how_an_optimizer_clips_and_finds_its_variables():
 def test_the_trainer_builds_and_reduces_by_these_names():
     model = functional()
     trainer = next(kind for kind in type(model).__mro__ if "_maybe_symbolic_build" in vars(kind))
-    assert trainer is _keras.tf_trainer.TensorFlowTrainer
-    reduced = _keras.tf_trainer.reduce_per_replica({"loss": tf.constant(2.)}, tf.distribute.get_strategy(), "auto")
+    assert trainer is tf_trainer.TensorFlowTrainer
+    reduced = tf_trainer.reduce_per_replica({"loss": tf.constant(2.)}, tf.distribute.get_strategy(), "auto")
     assert float(reduced["loss"]) == 2.
 
 

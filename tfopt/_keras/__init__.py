@@ -1,0 +1,114 @@
+"""The only place that uses private names of Keras 3 and TensorFlow; each file does one job.
+
+Private names, and the versions they were run with (tests/test_keras_private.py tests what is relied on):
+
+graph.py
+    keras.src.models.functional.Functional        3.15            the class of graph models, which has no public name
+    Sequential._functional                        3.15            the graph behind a built Sequential model
+    Functional._inputs_struct                     3.15            the graph's inputs, nested as the user nested them
+    Functional._run_through_graph                 3.15            replays the graph with another function per operation
+    KerasTensor._keras_history                    3.15            the operation and node a graph's tensor comes from
+    Operation._inbound_nodes, Node.input_tensors  3.15            the tensors that went into one use of an operation
+    Operation._outbound_nodes                     3.15            where its outputs are used
+    Functional._nodes_by_depth, Node.arguments    3.15            each use of an operation, with what it was called with
+    KerasTensor._keras_mask                       3.15            the mask that goes with a tensor
+    Layer._flatten_layers                         3.15            the layers inside a layer
+    serialization_lib.SafeModeScope               3.15            lets the Lambdas of a live layer be made again
+
+random.py
+    keras.src.backend.common.global_state         3.15            holds the generator behind seed=None, and names
+    tensorflow.python.eager.context               TF 2.21         holds the seed, and the counter of eager operations
+    tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
+
+training.py
+    Layer._get_own_losses                         3.15            what a layer adds to the loss, also when nested
+    Layer._clear_losses                           3.15            forgets what the last call added
+    Trainer._compile_loss, _compile_metrics       3.15            what `compile` made of loss and metrics, or None
+    Trainer._loss_tracker                         3.15            the mean behind the log "loss"
+    Trainer._compile_config                       3.15            what the user gave to `compile`
+    Optimizer._learning_rate                      3.15            its schedule, variable or callable itself
+    Trainer.fit: epoch_iterator, callbacks        3.15            the local names of what gives the batches and acts
+    EpochIterator._enumerate_iterator             3.15            the steps of one epoch
+    TFEpochIterator._distributed_dataset          3.15            the data set behind it
+    ArrayDataAdapter._inputs, _shuffle            3.15            the arrays; True, False or "batch"
+    Trainer._initial_epoch                        3.15            the epoch that `fit` begins with, if not None
+    Trainer._symbolic_build                       3.15            makes all variables without computing anything
+    Trainer._get_metrics_result_or_logs           3.15            what `fit` reports of an epoch
+    CallbackList._async_train, _flush_futures     3.15            callbacks that may still be running
+    Optimizer._clip_gradients                     3.15            clips as the optimizer was asked to
+    Optimizer._trainable_variables, _iterations   3.15            what it was built for; how often it was applied
+    Optimizer._get_variable_index                 3.15            the place of a variable among them
+    tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
+
+datasets.py
+    Dataset._inputs, _functions                   TF 2.21         what a data set is made of, and calls
+
+workers.py
+    TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
+    reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
+"""
+
+import os
+
+from .._check import require
+
+_REMEDY = "Start Python with {} and import tfopt again."
+
+require(os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() not in ("1", "true"),
+        "tfopt works with Keras 3, and the environment asks TensorFlow for Keras 2",
+        TF_USE_LEGACY_KERAS=os.environ.get("TF_USE_LEGACY_KERAS"),
+        do=_REMEDY.format("TF_USE_LEGACY_KERAS unset, and before tensorflow_model_optimization, which sets it,"),
+        error=ImportError)
+require(os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow",
+        "tfopt works with Keras on TensorFlow, and the environment asks for another backend",
+        KERAS_BACKEND=os.environ.get("KERAS_BACKEND"),
+        do=_REMEDY.format("KERAS_BACKEND=tensorflow"), error=ImportError)
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+require(keras.backend.backend() == "tensorflow",
+        "tfopt works with Keras on TensorFlow, and keras.json names another backend",
+        backend=keras.backend.backend(), do=_REMEDY.format("KERAS_BACKEND=tensorflow"), error=ImportError)
+require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15),
+        "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
+
+from .config import ConfigFromArguments, serializable  # noqa: E402
+from .datasets import datasets_in, holds_resources, shuffled_by, without_autotune  # noqa: E402
+from .graph import (  # noqa: E402
+    Functional,
+    adapted,
+    fresh_inputs,
+    fresh_operation,
+    functions_of,
+    graph_of,
+    mask_of,
+    parts_of,
+    producer,
+    remade,
+    replay,
+    set_mask,
+    uses,
+    uses_for,
+    with_functions,
+)
+from .random import fresh_names, global_seed, randomness, same_randomness, seeded, set_randomness  # noqa: E402
+from .training import (  # noqa: E402
+    Fit,
+    ModelWithOwnLosses,
+    call_losses,
+    compile_arguments,
+    forget_compiled,
+    in_xla,
+    loss_tracker,
+    schedule_of,
+    task_loss,
+)
+from .workers import patch_workers  # noqa: E402
+
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "adapted", "call_losses",
+           "compile_arguments", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names", "fresh_operation",
+           "functions_of", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of",
+           "parts_of", "patch_workers", "producer", "randomness", "remade", "replay", "same_randomness", "schedule_of",
+           "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
+           "with_functions", "without_autotune"]

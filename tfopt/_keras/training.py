@@ -1,0 +1,125 @@
+"""What `compile` and `fit` keep of a model: its losses, its optimizer, and the loop that is running."""
+
+import sys
+
+import keras
+import tensorflow as tf
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from tensorflow.python.ops import control_flow_util
+
+from .._check import require
+from .graph import parts_of
+
+
+def task_loss(model, y, y_pred, sample_weight):
+    """The compiled loss alone, without penalties, divided by the number of replicas; None if there is none."""
+    return None if model._compile_loss is None else model._compile_loss(y, y_pred, sample_weight)
+
+
+def compile_arguments(model):
+    """What the user gave to `compile`, by name."""
+    return dict(model._compile_config.config)
+
+
+def loss_tracker(model):
+    """The metric behind the log `loss` of a compiled model."""
+    return model._loss_tracker
+
+
+def forget_compiled(model):
+    """Drops the loss and the metrics of an earlier `compile`, which a later one without them would keep."""
+    model.loss = model._compile_loss = model._compile_metrics = None
+
+
+def schedule_of(optimizer):
+    """The schedule or callable that `optimizer` holds as its learning rate, else None."""
+    rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    return None if isinstance(rate, keras.Variable) else rate
+
+
+def in_xla():
+    """Is a graph being traced that XLA will compile as a whole, where lookup tables and checks cannot be."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph())
+
+
+def call_losses(layer):
+    """The losses that the last call of `layer` made, once: those of its weights apart."""
+    losses = [loss for part in parts_of(layer) for loss in part._get_own_losses()]
+    layer._clear_losses()
+    return losses
+
+
+class ModelWithOwnLosses(keras.Model):
+    """A model whose `own_losses()` join the loss whenever it is computed, nested in another model or not.
+
+    `add_loss` would not do for a model whose call waits for the other replicas, as pruning's does: it keeps the tensors
+    of all replicas in one list, and the later ones would count the losses of the earlier ones as their own.
+    """
+
+    def own_losses(self):
+        return []
+
+    def _get_own_losses(self):
+        return [*super()._get_own_losses(), *self.own_losses()]
+
+
+class Fit:
+    """The `fit` of a model that is running now: its epoch iterator and its list of callbacks."""
+
+    def __init__(self, model):
+        frame = sys._getframe(1)
+        while frame is not None and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model
+                                         and "epoch_iterator" in frame.f_locals):
+            frame = frame.f_back
+        require(frame is not None, "the callback must be called by keras.Model.fit", model=model.name,
+                do="Pass it to `fit` as one of its callbacks.")
+        self.model, self.iterator = model, frame.f_locals["epoch_iterator"]
+        self.callbacks = frame.f_locals["callbacks"]
+
+    @property
+    def arrays(self):
+        """The arrays that are trained on, or None if the data are of another kind."""
+        adapter = self.iterator.data_adapter
+        return keras.tree.flatten(adapter._inputs) if isinstance(adapter, ArrayDataAdapter) else None
+
+    @property
+    def shuffle(self):
+        """How `fit` shuffles the rows of arrays: False, True or "batch"."""
+        return self.arrays is not None and self.iterator.data_adapter._shuffle
+
+    @property
+    def dataset(self):
+        """The data set of one epoch, as it is before it is distributed."""
+        dataset = self.iterator._distributed_dataset
+        return dataset if isinstance(dataset, tf.data.Dataset) else self.iterator.data_adapter.get_tf_dataset()
+
+    @dataset.setter
+    def dataset(self, dataset):
+        self.iterator._distributed_dataset = self.model.distribute_strategy.experimental_distribute_dataset(dataset)
+
+    def intercept(self, wrap):
+        """From now on the steps of an epoch, (first, last, iterator of batches), are those of `wrap(own steps)`."""
+        own = self.iterator._enumerate_iterator
+        self.iterator._enumerate_iterator = lambda: wrap(own)
+
+    def begin_at(self, epoch):
+        """Makes `fit` begin with this epoch; None for what the user said. Keras itself never forgets it."""
+        self.model._initial_epoch = epoch
+
+    def build(self, batch):
+        """Makes the variables of model, metrics and optimizer that are not there yet from a batch of KerasTensors."""
+        self.model._symbolic_build(data_batch=batch)
+
+    def report_metrics(self, metrics):
+        """With True `fit` reports the metrics of an epoch of which no step was left to do."""
+        self.model.__dict__.pop("_get_metrics_result_or_logs", None)
+        if metrics:
+            own = self.model._get_metrics_result_or_logs
+            self.model.__dict__["_get_metrics_result_or_logs"] = lambda logs: own(
+                logs or self.model.get_metrics_result())
+
+    def wait(self):
+        """Until no callback is running in another thread."""
+        if self.callbacks._async_train:
+            self.callbacks._flush_futures()
