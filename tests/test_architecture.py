@@ -11,7 +11,7 @@ import tfopt
 
 ROOM = pathlib.Path(tfopt.__file__).parent
 PROJECT = pathlib.Path(__file__).parent.parent
-FLOOR = {"_check": 0.0, "_keras": 0.1, "_models": 1.0, "_bridge": 1.1, "_toolkit": 1.2,
+FLOOR = {"_check": 0.0, "_files": 0.1, "_plots": 0.2, "_keras": 0.3, "_models": 1.0, "_bridge": 1.1, "_toolkit": 1.2,
          "report": 3.0, "tune": 3.1, "compress": 3.2, "__init__": 4}     # everything else is a technique: floor 2
 ONLY = {"tensorflow_model_optimization": {"_toolkit"}, "tf_keras": {"_bridge", "_toolkit"}, "keras_tuner": {"tune"},
         "optuna": {"tune"}}

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers as L
 
 from tfopt import report
-from tfopt.report import _pictures, _score
+from tfopt.report import _score
 
 
 def mlp(classes=3, width=8, activation=None):
@@ -347,11 +347,6 @@ def test_table(table, tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 5000
     assert figure.axes[0].get_title(loc="left") == "noise, 200 rows"
     assert {text.get_text() for text in figure.axes[0].texts} == {"small", "wide <b>"}
-
-
-def test_the_front():
-    cost, value = [1, 2, 2, 3, 4], [5, 7, 6, 7, 9]
-    assert _pictures.front(cost, value) == [0, 1, 4]
 
 
 def test_curves_of_a_history(rng):

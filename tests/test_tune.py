@@ -11,7 +11,7 @@ import tensorflow as tf
 from sklearn.datasets import load_iris
 
 from tfopt import tune
-from tfopt.tune import _oracles, _pictures, _study, _trial
+from tfopt.tune import _figures, _oracles, _study, _trial
 from tfopt.tune._study import Trial
 
 ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
@@ -351,7 +351,7 @@ def test_importance_is_the_adjusted_share_of_variance():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 3, 300), rng.uniform(size=300)
     import pandas as pd
-    shares = _pictures.importance(pd.DataFrame({"a": a, "b": b}), a * 1.0 + rng.normal(size=300) * 0.1)
+    shares = _figures.importance(pd.DataFrame({"a": a, "b": b}), a * 1.0 + rng.normal(size=300) * 0.1)
     assert shares["a"] > 0.95
     assert shares["b"] < 0.05
     assert list(shares) == ["a", "b"]

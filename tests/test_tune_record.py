@@ -9,7 +9,8 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from tfopt.tune import _oracles, _record, _service, _study
+from tfopt import _files
+from tfopt.tune import _oracles, _service, _study
 from tfopt.tune._study import Study
 
 ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
@@ -65,65 +66,9 @@ def go_on(study, ends=1000):
     return [(trial.number, trial.values, trial.status, trial.scores) for trial in study.trials.values()]
 
 
-# The record
-
-
-def test_a_line_is_whole_or_it_is_not():
-    line = _record.line_of({"kind": "end", "trial": 3, "score": 0.1})
-    assert _record.event_of(line) == {"kind": "end", "trial": 3, "score": 0.1}
-    assert _record.event_of(line[:-1]) == {"kind": "end", "trial": 3, "score": 0.1}      # only its newline is missing
-    for place in range(len(line) - 1):
-        for bit in range(8):
-            broken = bytearray(line)
-            broken[place] ^= 1 << bit
-            assert _record.event_of(bytes(broken)) is None
-    for length in range(len(line) - 1):
-        assert _record.event_of(line[:length]) is None
-
-
-@pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_torn_last_line_is_dropped_and_named(tmp_path, cut):
-    path = tmp_path / "record.jsonl"
-    record = _record.Record(path)
-    record.append({"n": 1})
-    record.append({"n": 2, "long": "x" * 40})
-    record.close()
-    path.write_bytes(path.read_bytes()[:-1 - cut])
-    with pytest.warns(UserWarning, match=r"line 2 of .*record.jsonl cannot be read and was left out"):
-        record = _record.Record(path)
-    record.append({"n": 3})
-    record.close()
-    assert _record.read(path)[0] == [{"n": 1}, {"n": 3}]
-
-
-def test_a_newline_that_got_lost_costs_nothing(tmp_path):
-    path = tmp_path / "record.jsonl"
-    record = _record.Record(path)
-    record.append({"n": 1})
-    record.close()
-    path.write_bytes(path.read_bytes()[:-1])
-    record = _record.Record(path)
-    record.append({"n": 2})
-    record.close()
-    assert _record.read(path)[0] == [{"n": 1}, {"n": 2}]
-
-
-def test_a_bad_line_in_the_middle_costs_that_line(tmp_path):
-    path = tmp_path / "record.jsonl"
-    record = _record.Record(path)
-    for n in range(5):
-        record.append({"n": n})
-    record.close()
-    content = path.read_bytes().splitlines(keepends=True)
-    content[1], content[3] = b"\x00\xff" + content[1][2:], b"nonsense\n"
-    path.write_bytes(b"".join(content))
-    with pytest.warns(UserWarning, match="lines 2, 4 of"):
-        assert _record.read(path)[0] == [{"n": 0}, {"n": 2}, {"n": 4}]
-
-
 def test_a_study_has_one_writer(tmp_path):
     study = open_study(tmp_path)
-    with pytest.raises(ValueError, match="another process is running this one"):
+    with pytest.raises(ValueError, match="another process is running the one in"):
         open_study(tmp_path)
     study.record.close()
     open_study(tmp_path).record.close()
@@ -420,6 +365,6 @@ def test_half_an_environment_is_refused(monkeypatch, missing):
 
 def test_folders_of_nobody_are_left_alone(tmp_path):
     pathlib.Path(tmp_path / "trials" / "notes").mkdir(parents=True)
-    (tmp_path / "record.jsonl").write_bytes(_record.line_of({"kind": "study", **identity()}))
+    (tmp_path / "record.jsonl").write_bytes(_files.line_of({"kind": "study", **identity()}))
     open_study(tmp_path).record.close()
     assert (tmp_path / "trials" / "notes").is_dir()

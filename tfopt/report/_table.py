@@ -6,8 +6,9 @@ import html
 
 import pandas as pd
 
+from .. import _plots
 from .._check import require
-from . import _pictures
+from . import _figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +71,8 @@ class Table:
         Returns:
           The matplotlib Figure.
         """
-        require(x in _pictures.COSTS, f"`x` must be one of {', '.join(_pictures.COSTS)}", x=x)
-        figure = _pictures.pareto(self.rows, x, self.title)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        require(x in _figures.COSTS, f"`x` must be one of {', '.join(_figures.COSTS)}", x=x)
+        return _plots.save(_figures.pareto(self.rows, x, self.title), path)
 
     def __str__(self):
         return self.markdown().replace("**", "")

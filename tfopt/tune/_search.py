@@ -11,10 +11,10 @@ import tempfile
 import numpy as np
 import pandas as pd
 
+from .. import _files, _plots
 from .._check import require, require_number
 from .._keras import fresh_names, keras, seeded, tf
-from . import _oracles, _pictures, _service, _trial
-from ._record import read
+from . import _figures, _oracles, _service, _trial
 from ._study import Study, front, ranked, trials_of
 
 ISOLATED = "TFOPT_TUNE_ISOLATED"
@@ -207,17 +207,14 @@ class Search:
         Raises:
           ValueError: no trial has been completed yet.
         """
-        figure = _pictures.draw(self._trials(), self.objectives)
-        if path is not None:
-            figure.savefig(path, dpi=130)
-        return figure
+        return _plots.save(_figures.draw(self._trials(), self.objectives), path)
 
     def _task(self, train=None, val=None, epochs=1, batch_size=1, callbacks=None):
         return _trial.Task(self.build, train, val, self.objectives, epochs, batch_size, callbacks, self.limits,
                            self.folds, self.seed, self.directory)
 
     def _trials(self):
-        return list(trials_of(read(self.directory / "record.jsonl")[0]).values())
+        return list(trials_of(_files.read_lines(self.directory / "record.jsonl")[0]).values())
 
     def _ranked(self):
         return ranked({trial.number: trial for trial in self._trials()}, self.objectives)

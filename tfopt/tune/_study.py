@@ -7,9 +7,9 @@ import pathlib
 import shutil
 import warnings
 
+from .. import _files, _plots
 from .._check import require
 from . import _oracles
-from ._record import Record
 
 IN_A_ROW = 100                                          # rejected draws after which there is nothing to be found
 
@@ -57,9 +57,7 @@ def ranked(trials, objectives):
 
 def front(trials, objectives):
     """Those that no other beats: as good in all objectives and better in one."""
-    points = [costs(trial, objectives) for trial in trials]
-    return [trial for trial, point in zip(trials, points, strict=True)
-            if not any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)]
+    return [trials[i] for i in _plots.front([costs(trial, objectives) for trial in trials])] if trials else []
 
 
 def costs(trial, objectives):
@@ -86,7 +84,9 @@ class Study:
         lost = (self.directory / "trials").is_dir() and (not path.exists() or path.stat().st_size == 0)
         require(not lost, "a study with trials needs its record", directory=str(self.directory),
                 do="The file record.jsonl is gone or empty: put it back, or choose another directory.")
-        self.record = Record(path)
+        self.record = _files.Lines(path, f"tune.Search: a study has one writer, and another process is running the one "
+                                         f"in {self.directory}. Wait for it, or start a chief and workers (`python -m "
+                                         f"tfopt.distribute --search`).")
         try:
             self._replay(identity, space)
         except BaseException:

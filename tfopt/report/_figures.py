@@ -1,37 +1,36 @@
-"""The two pictures: accuracy against cost, and a training run."""
+"""The two figures: accuracy against cost, and a training run."""
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from .. import _plots
 from .._check import require
 from .._keras import keras
+from .._plots import BLUE, COLORS, GRAY, INK, canvas, front
 
 COSTS = {"gzip": ("gzip size, kB", 1e3), "bytes": ("size, kB", 1e3), "parameters": ("parameters, thousands", 1e3),
          "nonzeros": ("non-zero parameters, thousands", 1e3), "macs": ("multiply-accumulates, millions", 1e6),
          "latency_ms": ("latency of one example, ms", 1)}
-INK, QUIET, LINE = "#1f2933", "#7b8794", "#2563a8"
-COLOURS = ("#2563a8", "#d9822b", "#2e8b57", "#a23b72", "#6b7280", "#8c6d1f")
 
 
 def pareto(rows, x, title):
     """Figure of accuracy (or error) against the cost `x`."""
     measure = "accuracy" if all(row.accuracy is not None for row in rows) else "mae"
     require(all(getattr(row, key) is not None for row in rows for key in (x, measure)),
-            f"A picture needs `{x}` and an accuracy or an error of every model",
+            f"a figure needs `{x}` and an accuracy or an error of every model",
             lacking=[row.name for row in rows if None in (getattr(row, x), getattr(row, measure))],
             do="Pass `data` to report.compare.")
     label, unit = COSTS[x]
     scale, better = (100, 1) if measure == "accuracy" else (1, -1)
     cost = np.array([getattr(row, x) / unit for row in rows])
     value, low, high = (scale * np.array([getattr(row, key) for row in rows]) for key in (measure, "low", "high"))
-    figure, axes = _canvas(7.2, 4.2)
-    first = sorted(front(cost, better * value), key=lambda i: cost[i])
-    axes.plot(cost[first], value[first], color=LINE, alpha=.35, lw=1.5, zorder=1)
-    colours = [LINE if i in first else QUIET for i in range(len(rows))]
-    axes.vlines(cost, low, high, colors=colours, lw=1.2, alpha=.6, zorder=2)
-    axes.scatter(cost, value, s=48, color=colours, zorder=3)
+    figure, ((axes,),) = canvas(7.2, 4.2)
+    first = sorted(front(np.column_stack([cost, -better * value]), (0.01, 0)), key=lambda i: cost[i])
+    axes.plot(cost[first], value[first], color=BLUE, alpha=.35, lw=1.5, zorder=1)
+    colors = [BLUE if i in first else GRAY for i in range(len(rows))]
+    axes.vlines(cost, low, high, colors=colors, lw=1.2, alpha=.6, zorder=2)
+    axes.scatter(cost, value, s=48, color=colors, zorder=3)
     if cost.min() > 0 and cost.max() / cost.min() > 5:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -40,16 +39,9 @@ def pareto(rows, x, title):
     axes.margins(x=.18, y=.15)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, % (95% interval)" if measure == "accuracy" else "mean absolute error (95% interval)")
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    _plots.title(axes, title)
     _label(figure, axes, [row.name for row in rows], cost, value, (low, high))
     return figure
-
-
-def front(cost, value):
-    """Indices that no other beats: as cheap, to 1%, and better; or as good, and cheaper by more than 1%."""
-    return [i for i in range(len(cost)) if not any(
-        (cost[j] <= 1.01 * cost[i] and value[j] > value[i]) or (1.01 * cost[j] < cost[i] and value[j] >= value[i])
-        for j in range(len(cost)))]
 
 
 def _label(figure, axes, names, xs, ys, bars):
@@ -99,15 +91,15 @@ def curves(history):
     metrics = list(dict.fromkeys(key.removeprefix("val_") for run in runs.values() for key in run))
     require(metrics, "report.curves needs a History that saw at least one epoch", history=history,
             do="Pass what model.fit returned.")
-    figure, axes = _canvas(4.2 * len(metrics), 3.4, columns=len(metrics))
-    for panel, metric in zip(np.atleast_1d(axes), metrics, strict=True):
-        for colour, (name, run) in zip(COLOURS * len(runs), runs.items(), strict=False):
+    figure, (axes,) = canvas(4.2 * len(metrics), 3.4, columns=len(metrics))
+    for panel, metric in zip(axes, metrics, strict=True):
+        for color, (name, run) in zip(COLORS * len(runs), runs.items(), strict=False):
             for key, style in ((metric, "-"), (f"val_{metric}", "--")):
                 if key in run:
                     part = "validation" if key.startswith("val_") else "training"
-                    panel.plot(range(1, len(run[key]) + 1), run[key], style, color=colour, lw=1.6,
+                    panel.plot(range(1, len(run[key]) + 1), run[key], style, color=color, lw=1.6,
                                label=f"{name}, {part}" if name and part == "validation" else name or part)
-        panel.set_title(metric.replace("_", " "), loc="left", color=INK, fontsize=11)
+        _plots.title(panel, metric.replace("_", " "))
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(frameon=False, fontsize=8)
@@ -122,15 +114,3 @@ def _runs(history):
             history=type(history).__name__)
     runs = history if history and all(isinstance(run, kinds) for run in history.values()) else {"": history}
     return {str(name): getattr(run, "history", run) for name, run in runs.items()}
-
-
-def _canvas(width, height, columns=1):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
-    for panel in np.atleast_1d(axes):
-        panel.grid(color="#e4e7eb", lw=.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(QUIET)
-        panel.tick_params(colors=QUIET, labelsize=8)
-    return figure, axes

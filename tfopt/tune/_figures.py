@@ -1,16 +1,14 @@
-"""The picture of a search: what happened, what mattered, which values went together."""
+"""The figure of a search: what happened, what mattered, which values went together."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .._check import require
+from .._plots import BLUE, GRAY, INK, ORANGE, Figure, style, title
 from ._study import costs, front
-
-INK, QUIET, LINE, WARM = "#1f2933", "#7b8794", "#2563a8", "#d9822b"
 
 
 def draw(trials, objectives):
@@ -29,7 +27,7 @@ def draw(trials, objectives):
     if several:
         pareto(panels[2], done, objectives)
     for panel in panels:
-        plain(panel)
+        style(panel)
     parallel(top[1].subplots(), values, scores, name, way)
     return figure
 
@@ -70,9 +68,9 @@ def classes_of(column):
 def history(axes, trials, scores, name, way):
     numbers = [trial.number for trial in trials]
     best = np.maximum.accumulate(scores) if way == "max" else np.minimum.accumulate(scores)
-    axes.scatter(numbers, scores, s=22, color=QUIET, label="trial", zorder=2)
-    axes.step(numbers, best, where="post", color=LINE, lw=1.8, label="best so far", zorder=3)
-    axes.set_title("history", loc="left", color=INK, fontsize=11)
+    axes.scatter(numbers, scores, s=22, color=GRAY, label="trial", zorder=2)
+    axes.step(numbers, best, where="post", color=BLUE, lw=1.8, label="best so far", zorder=3)
+    title(axes, "history")
     axes.set_xlabel("trial")
     axes.set_ylabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,10 +79,10 @@ def history(axes, trials, scores, name, way):
 
 def bars(axes, shares, name):
     shares = dict(list(shares.items())[:10])
-    axes.barh(list(shares), list(shares.values()), color=LINE, height=.6)
+    axes.barh(list(shares), list(shares.values()), color=BLUE, height=.6)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_title("importance", loc="left", color=INK, fontsize=11)
+    title(axes, "importance")
     axes.set_xlabel(f"share of the variance of {name}")
 
 
@@ -92,32 +90,32 @@ def pareto(axes, trials, objectives):
     """The first two objectives; the front is that of all of them."""
     (first, _), (second, _) = list(objectives.items())[:2]
     best = sorted(front(trials, objectives), key=lambda trial: costs(trial, objectives)[1])
-    axes.scatter([t.scores[second] for t in trials], [t.scores[first] for t in trials], s=22, color=QUIET)
-    axes.plot([t.scores[second] for t in best], [t.scores[first] for t in best], "o-", color=LINE, ms=5, lw=1.4)
-    axes.set_title("Pareto front", loc="left", color=INK, fontsize=11)
+    axes.scatter([t.scores[second] for t in trials], [t.scores[first] for t in trials], s=22, color=GRAY)
+    axes.plot([t.scores[second] for t in best], [t.scores[first] for t in best], "o-", color=BLUE, ms=5, lw=1.4)
+    title(axes, "Pareto front")
     axes.set_xlabel(second)
     axes.set_ylabel(first)
 
 
 def parallel(axes, values, scores, name, way):
-    """One line for each trial through its values; the best ones on top and in colour."""
+    """One line for each trial through its values; the best ones on top and in color."""
     columns = [*values.columns, name]
     table = values.assign(**{name: scores})
     heights = np.column_stack([place_of(axes, at, table[column]) for at, column in enumerate(columns)])
     rank = pd.Series(scores if way == "max" else -scores).rank(pct=True).to_numpy()
     order = np.argsort(rank)
     lines = LineCollection([np.column_stack([range(len(columns)), heights[i]]) for i in order], linewidths=1.4,
-                           colors=[WARM if rank[i] > 0.9 else LINE for i in order],
+                           colors=[ORANGE if rank[i] > 0.9 else BLUE for i in order],
                            alpha=[0.95 if rank[i] > 0.9 else 0.12 + 0.3 * rank[i] for i in order])
     axes.add_collection(lines)
-    axes.vlines(range(len(columns)), 0, 1, color=QUIET, lw=.8)
+    axes.vlines(range(len(columns)), 0, 1, color=GRAY, lw=.8)
     axes.set_xlim(-.3, len(columns) - .3)
     axes.set_ylim(-.12, 1.06)
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title("values of each trial (the best tenth in orange)", loc="left", color=INK, fontsize=11)
+    title(axes, "values of each trial (the best tenth in orange)")
 
 
 def place_of(axes, at, column):
@@ -149,11 +147,3 @@ def scale_of(known):
         return abs((np.median(values) - values.min()) / (values.max() - values.min()) - 0.5)
 
     return np.log if slant(np.log(known)) < slant(known) else np.asarray
-
-
-def plain(axes):
-    axes.grid(color="#e4e7eb", lw=.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=QUIET, labelsize=8)
