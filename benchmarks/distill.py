@@ -75,7 +75,7 @@ def main():
     print(f"distill: step of Distiller / the student alone = {live['live'] / live['student']:.2f}")
 
     teacher, student = convolutional(112, 1), lambda: convolutional(16, 0)
-    told = remembered(teacher, (x, y), top=5, batch=BATCH)
+    told = remembered(teacher, (x, y), top_k=5, batch_size=BATCH)
     cost = medians({
         "student": (compiled(student()), shuffled(x, y)),
         "remembered": (compiled(distill.Distiller(None, student(), distill.Logits(4.0))), told),
@@ -87,7 +87,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         thousand = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(1000)])
-        remembered(thousand, x, path=folder, top=10)
+        remembered(thousand, x, directory=folder, top_k=10)
         size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
     print(f"distill: disk for the 10 first of 1000 classes = {size / len(x):.1f} bytes per example")
 

@@ -78,7 +78,7 @@ def fit(label, model, train, test, epochs, peak=0.1):
 
 
 def taught(teacher, student):
-    return distill.Distiller(teacher, student, distill.Logits(temperature=4.0), student_weight=0.1)
+    return distill.Distiller(teacher, student, distill.Logits(temperature=4.0), student_loss_weight=0.1)
 
 
 def three(seed, train, few, test, epochs):

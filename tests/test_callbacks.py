@@ -348,7 +348,7 @@ def test_two_that_restart_are_refused(tmp_path):
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"directory": ""}, "`directory` must be a path"), ({"directory": 3}, "`directory` must be a path"),
     ({"directory": "x", "every": 0}, "`every` must be a whole number >= 1"),
-    ({"directory": "x", "keep": 0}, "`keep` must be a whole number >= 1")])
+    ({"directory": "x", "max_to_keep": 0}, "`max_to_keep` must be a whole number >= 1")])
 def test_arguments_are_checked(arguments, words):
     with pytest.raises(ValueError, match=words):
         callbacks.Resume(**arguments)

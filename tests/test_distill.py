@@ -124,7 +124,7 @@ def test_a_step_equals_the_formula(rng, options, weighted):
     x, y = batch(rng)
     sample_weight = rng.uniform(0, 3, len(x)).astype("float32") if weighted else None
     expected, loss = by_hand(teacher, student, x, y, weight=0.3, temperature=3., rate=0.5, sample_weight=sample_weight)
-    made = distiller_of(teacher, student, student_weight=0.3, options=options)
+    made = distiller_of(teacher, student, student_loss_weight=0.3, options=options)
     history = made.fit(x, y, batch_size=len(x), sample_weight=sample_weight, verbose=0).history
     for mine, theirs in zip(student.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
@@ -179,7 +179,7 @@ def test_only_labels_when_the_teacher_has_no_share(rng):
     x, y = batch(rng)
     alone, student = dense(5, seed=1), dense(5, seed=1)
     alone.compile(keras.optimizers.SGD(0.5), SPARSE)
-    for model in (alone, distiller_of(dense(16), student, student_weight=1)):
+    for model in (alone, distiller_of(dense(16), student, student_loss_weight=1)):
         model.fit(x, y, shuffle=False, verbose=0)
     np.testing.assert_allclose(student.get_weights()[0], alone.get_weights()[0], atol=1e-6)
 
@@ -187,7 +187,7 @@ def test_only_labels_when_the_teacher_has_no_share(rng):
 def test_one_weight_is_respected(rng):
     x, _ = batch(rng)
     losses = [distiller_of(dense(16), dense(5, seed=1), task=None, rate=0., **arguments)
-              .fit(x, verbose=0).history["loss"][0] for arguments in ({}, {"weights": 3.}, {"weights": [3.]})]
+              .fit(x, verbose=0).history["loss"][0] for arguments in ({}, {"loss_weights": 3.}, {"loss_weights": [3.]})]
     assert losses[1] == losses[2] == pytest.approx(3 * losses[0])
 
 
@@ -269,7 +269,7 @@ def test_several_outputs_are_told_apart(rng):
 
 def test_an_uneven_last_batch_is_averaged_as_keras_does(rng):
     x, y = batch(rng, 20)
-    made = distiller_of(dense(16), dense(5, seed=1), rate=0., student_weight=0.)
+    made = distiller_of(dense(16), dense(5, seed=1), rate=0., student_loss_weight=0.)
     logs = made.fit(x, y, batch_size=16, verbose=0).history
     expected = softened_divergence(made.teacher(x), made.student(x), 3.).mean()
     assert logs["distillation_loss"][0] == logs["loss"][0] == pytest.approx(expected, rel=1e-5)

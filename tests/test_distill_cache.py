@@ -56,7 +56,7 @@ def _small_shards(monkeypatch):
 
 def test_answers_belong_to_their_examples(rng, path):
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), path=path, batch=8)
+    taught = distill.cache_teacher(teacher, (x, y), directory=path, batch_size=8)
     first, second = everything(taught), everything(taught)
     for seen, answers in (first, second):
         np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=2e-3)
@@ -70,7 +70,7 @@ def test_a_data_set_keeps_its_order_and_batches(rng, path):
     (x, y), teacher = arrays(rng), dense(16, activation="softmax")
     weight = rng.uniform(size=50).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(7)
-    taught = distill.cache_teacher(teacher, data, path=path)
+    taught = distill.cache_teacher(teacher, data, directory=path)
     assert [len(batch[0]) for batch in taught] == [7] * 7 + [1]
     seen, answers, weights = everything(taught)
     np.testing.assert_array_equal(seen, x)
@@ -84,7 +84,7 @@ def test_the_first_classes_and_what_is_left(rng, path):
     from tfopt.distill._teachers import unpack
 
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), path=path, top=3)
+    taught = distill.cache_teacher(teacher, (x, y), directory=path, top_k=3)
     seen, answers = everything(taught)
     packed = answers["teacher"]["logits"]
     assert {name: (part.dtype.name, part.shape[1:]) for name, part in packed.items()} == {
@@ -100,7 +100,7 @@ def test_the_first_classes_and_what_is_left(rng, path):
 
 def test_views_are_replayed(rng, path):
     (x, y), teacher = arrays(rng, 20), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), path=path, augment=Shift(), views=3, batch=6)
+    taught = distill.cache_teacher(teacher, (x, y), directory=path, augment=Shift(), views=3, batch_size=6)
     seen, answers = everything(taught)
     assert len(seen) == 60
     np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), rtol=2e-3, atol=2e-2)
@@ -118,7 +118,7 @@ def test_views_of_the_pipeline_are_replayed(rng):
     teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
                                 keras.layers.Dense(5)])
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
-    cached = distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch=8)
+    cached = distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch_size=8)
     seen, answers = everything(cached)
     np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
@@ -132,7 +132,7 @@ def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     students = [dense(5, seed=1), dense(5, seed=1)]
     for student, source, told in ((students[0], teacher, data),
-                                  (students[1], None, distill.cache_teacher(teacher, data, path=path, top=top))):
+                                  (students[1], None, distill.cache_teacher(teacher, data, directory=path, top_k=top))):
         made = distill.Distiller(source, student, distill.Logits(2.))
         made.compile(keras.optimizers.SGD(0.1), SPARSE, metrics=["accuracy"])
         logs = made.fit(told, epochs=3, validation_data=data, verbose=0).history
@@ -186,21 +186,21 @@ def test_a_finished_folder_is_only_read(rng, tmp_path):
     x, y = arrays(rng)
     teacher = keras.Sequential([keras.Input((4,)), Counting(), keras.layers.Dense(12)])
     Counting.seen = 0
-    first = everything(distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8))
+    first = everything(distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8))
     assert Counting.seen == 50
-    again = everything(distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8))
+    again = everything(distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8))
     assert Counting.seen == 50
     np.testing.assert_array_equal(first[1]["teacher"]["logits"]["logits"], again[1]["teacher"]["logits"]["logits"])
     sorted(tmp_path.glob("*.npy"))[1].unlink()
-    distill.cache_teacher(teacher, (x, y), path=tmp_path, batch=8)
+    distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8)
     assert Counting.seen == 50 + 16                                                  # the lost shard alone
 
 
 KILLED = """
 import sys, time, pathlib, numpy as np, keras, tensorflow as tf
 from tfopt import distill
-from tfopt.distill import _remember
-_remember._SHARD = 16
+from tfopt.distill import _cache
+_cache._SHARD = 16
 calls = pathlib.Path(sys.argv[2])
 
 class Slow(keras.layers.Layer):
@@ -217,7 +217,7 @@ class Slow(keras.layers.Layer):
 keras.utils.set_random_seed(0)
 teacher = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dense(3)])
 x = np.arange(320, dtype="float32").reshape(80, 4)
-taught = distill.cache_teacher(teacher, x, path=sys.argv[1], batch=8)
+taught = distill.cache_teacher(teacher, x, directory=sys.argv[1], batch_size=8)
 seen, answers = next(iter(taught.unbatch().batch(80)))
 found = answers["teacher"]["logits"]["logits"].numpy()
 difference = np.abs(found - teacher(seen)).max() / np.abs(teacher(seen)).max()
@@ -251,10 +251,10 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
     x = rng.normal(size=(20, 4)).astype("float32")
     for _ in range(2):
         loaded = keras.models.load_model(tmp_path / "teacher.keras")
-        distill.cache_teacher(loaded, x, path=tmp_path / "answers", batch=8)
+        distill.cache_teacher(loaded, x, directory=tmp_path / "answers", batch_size=8)
     teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="another question"):
-        distill.cache_teacher(teacher, x, path=tmp_path / "answers", batch=8)
+        distill.cache_teacher(teacher, x, directory=tmp_path / "answers", batch_size=8)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -288,10 +288,10 @@ REFUSED = {
     "not batched": (lambda x, y: {"data": tf.data.Dataset.from_tensor_slices((x, y))}, "must come in batches"),
     "lengths": (lambda x, y: {"data": (x, y[:3])}, "must have one length"),
     "empty": (lambda x, y: {"data": (x[:0], y[:0])}, "must hold examples"),
-    "top": (lambda x, y: {"data": x, "top": 12}, "`top` must be a whole number >= 1 and < 12"),
+    "top_k": (lambda x, y: {"data": x, "top_k": 12}, "`top_k` must be a whole number >= 1 and < 12"),
     "views": (lambda x, y: {"data": x, "views": 2}, "several `views` need an augmentation"),
     "no views": (lambda x, y: {"data": x, "views": 0}, "`views`"),
-    "batch": (lambda x, y: {"data": x, "batch": 0}, "`batch`"),
+    "batch_size": (lambda x, y: {"data": x, "batch_size": 0}, "`batch_size`"),
     "augment": (lambda x, y: {"data": x, "augment": Forgetful()}, "must be replayable"),
     "a layer": (lambda x, y: {"data": x, "augment": keras.layers.RandomFlip()}, "must be replayable"),
     "infinite": (lambda x, y: {"data": x * 1e30}, "finite in float16"),
@@ -310,16 +310,16 @@ def test_teachers_are_refused(rng):
         distill.cache_teacher(keras.Sequential([keras.layers.Dense(3)]), x)
     with pytest.raises(ValueError, match=r"end in logits.*'Relu'"):
         distill.cache_teacher(dense(16, activation="relu"), x)
-    with pytest.raises(ValueError, match="`top` needs classes that exclude each other"):
-        distill.cache_teacher(dense(16, activation="sigmoid"), x, top=2)
+    with pytest.raises(ValueError, match="`top_k` needs classes that exclude each other"):
+        distill.cache_teacher(dense(16, activation="sigmoid"), x, top_k=2)
 
 
 def test_a_folder_of_other_answers_is_refused(rng, tmp_path):
     x, y = arrays(rng)
-    distill.cache_teacher(dense(16), (x, y), path=tmp_path)
+    distill.cache_teacher(dense(16), (x, y), directory=tmp_path)
     with pytest.raises(ValueError, match=r"another question.*differs=\['teacher'\]"):
-        distill.cache_teacher(dense(16, seed=5), (x, y), path=tmp_path)
-    with pytest.raises(ValueError, match=r"differs=\['top'\]"):
-        distill.cache_teacher(dense(16), (x, y), path=tmp_path, top=2)
+        distill.cache_teacher(dense(16, seed=5), (x, y), directory=tmp_path)
+    with pytest.raises(ValueError, match=r"differs=\['top_k'\]"):
+        distill.cache_teacher(dense(16), (x, y), directory=tmp_path, top_k=2)
     with pytest.raises(ValueError, match="answers to other data"):
-        distill.cache_teacher(dense(16), (x[::-1], y), path=tmp_path)
+        distill.cache_teacher(dense(16), (x[::-1], y), directory=tmp_path)

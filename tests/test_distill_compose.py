@@ -34,7 +34,7 @@ def divergence(teacher, student, x, temperature, *, teacher_is_probable=False, s
 def test_a_pruned_student(rng, activation):
     x, y = data(rng)
     teacher, student = dense(32), prune.wrap(dense(16, activation=activation, seed=1), 0.75, end=8)
-    made = distill.Distiller(teacher, student, distill.Logits(2.), student_weight=0.3)
+    made = distill.Distiller(teacher, student, distill.Logits(2.), student_loss_weight=0.3)
     made.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=not activation))
     made.fit(x, y, epochs=3, batch_size=32, verbose=0)
     slim = prune.strip(made.student)
@@ -50,7 +50,7 @@ def test_a_quantisation_aware_student(rng, activation):
     quantize = pytest.importorskip("tfopt.quantize")
     x, y = data(rng)
     student = quantize.wrap(dense(16, activation=activation, seed=1))
-    made = distill.Distiller(dense(32), student, distill.Logits(2.), student_weight=0.3)
+    made = distill.Distiller(dense(32), student, distill.Logits(2.), student_loss_weight=0.3)
     made.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=not activation))
     history = made.fit(x, y, epochs=6, batch_size=32, verbose=0).history
     assert history["distillation_loss"][-1] < history["distillation_loss"][0]

@@ -215,14 +215,14 @@ def test_several_losses_are_added_with_their_weights(rng):
         return made.fit(x, y, batch_size=24, verbose=0).history["distillation_loss"][0]
 
     weights = [1., 100., 0.5, 2., 3.]
-    together = value(losses, weights=weights)
+    together = value(losses, loss_weights=weights)
     assert together == pytest.approx(sum(w * value(loss) for w, loss in zip(weights, losses, strict=True)), rel=1e-5)
 
 
 def test_a_weight_may_be_a_schedule(rng):
     x, _ = batch(rng)
     ramp = keras.optimizers.schedules.PolynomialDecay(0., 4, end_learning_rate=1.)
-    made = distill.Distiller(images(8), images(3, seed=1), distill.Logits(), weights=ramp)
+    made = distill.Distiller(images(8), images(3, seed=1), distill.Logits(), loss_weights=ramp)
     made.compile(keras.optimizers.SGD(0.))
     logs = made.fit(x, batch_size=24, epochs=6, verbose=0).history["loss"]
     assert logs == pytest.approx([logs[-1] * share for share in (0, 0.25, 0.5, 0.75, 1, 1)], abs=1e-6)
@@ -284,7 +284,7 @@ def test_saved_and_loaded_with_projectors_and_schedules(tmp_path, rng, run_pytho
         teacher = [images(8), images(6, seed=3)]
         losses = [distill.DecoupledKD(), distill.Features({"conv": "conv"})]
         weights = [keras.optimizers.schedules.PolynomialDecay(0., 4, end_learning_rate=1.), 0.1]
-    made = distill.Distiller(teacher, images(3, seed=1), losses, weights=weights)
+    made = distill.Distiller(teacher, images(3, seed=1), losses, loss_weights=weights)
     made.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     made.fit(x, y, epochs=2, shuffle=False, verbose=0)
     made.save(tmp_path / "made.keras")

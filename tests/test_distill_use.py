@@ -95,7 +95,8 @@ np.testing.assert_allclose(made.predict(data["x"], verbose=0), data["later"], at
 def test_saved_and_loaded_in_a_new_process(tmp_path, rng, run_python):
     x, y = batch(rng)
     made = distill.Distiller(dense(16, activation="softmax"), dense(5, seed=1),
-                             [distill.Logits(3.), keras.distillation.FeatureDistillation("mse")], weights=[1., 0.5])
+                             [distill.Logits(3.), keras.distillation.FeatureDistillation("mse")],
+                             loss_weights=[1., 0.5])
     made.compile(keras.optimizers.Adam(0.01), SPARSE, metrics=["accuracy"])
     made.fit(x, y, shuffle=False, verbose=0)
     student, teacher = made.predict(x, verbose=0), made.teacher.predict(x, verbose=0)
@@ -134,7 +135,7 @@ def test_the_wrong_default_of_keras_is_done_right_and_said(rng):
 def test_other_losses_of_keras_see_logits_and_weights(rng):
     x, y = batch(rng)
     made = distill.Distiller(dense(16, activation="softmax"), dense(5, seed=1),
-                             keras.distillation.LogitsDistillation(2., loss="mse"), student_weight=0.)
+                             keras.distillation.LogitsDistillation(2., loss="mse"), student_loss_weight=0.)
     made.compile(keras.optimizers.SGD(0.), SPARSE)
     weight = rng.uniform(0, 2, 24)
     logs = made.fit(x, y, batch_size=24, sample_weight=weight, verbose=0).history
@@ -235,10 +236,11 @@ def test_refused(arguments, rule):
 
 
 @pytest.mark.parametrize(("arguments", "rule"), [
-    ({"weights": [1., 2.]}, "one number for each loss"), ({"weights": -1.}, "`weights` must be a finite number >= 0"),
-    ({"weights": [float("nan")]}, "`weights` must be a finite number"), ({"weights": 0}, "must be > 0"),
-    ({"student_weight": 1.5}, "`student_weight` must be a finite number >= 0 and <= 1"),
-    ({"student_weight": None}, "`student_weight`")], ids=str)
+    ({"loss_weights": [1., 2.]}, "one number for each loss"),
+    ({"loss_weights": -1.}, "`loss_weights` must be a finite number >= 0"),
+    ({"loss_weights": [float("nan")]}, "`loss_weights` must be a finite number"), ({"loss_weights": 0}, "must be > 0"),
+    ({"student_loss_weight": 1.5}, "`student_loss_weight` must be a finite number >= 0 and <= 1"),
+    ({"student_loss_weight": None}, "`student_loss_weight`")], ids=str)
 def test_weights_are_refused(arguments, rule):
     with pytest.raises(ValueError, match=rule):
         distill.Distiller(dense(16), dense(5), distill.Logits(), **arguments)

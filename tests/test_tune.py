@@ -387,7 +387,7 @@ def test_spaces_make_what_they_promise():
     for kind in ("classic", "rand", "trivial"):
         views = tune.augmentation(_oracles.space_from([], {"augmentation": kind}), flip=kind == "rand")
         assert isinstance(views, augment.Pipeline)
-    loss, weight = tune.distillation(_oracles.space_from([], {"temperature": 2.0, "student_weight": 0.1}))
+    loss, weight = tune.distillation(_oracles.space_from([], {"temperature": 2.0, "student_loss_weight": 0.1}))
     assert isinstance(loss, distill.Logits)
     assert (loss.temperature, weight) == (2.0, 0.1)
     assert tune.sparsity(_oracles.space_from([], {"density": 0.1})) == pytest.approx(0.9)

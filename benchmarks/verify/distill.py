@@ -89,13 +89,13 @@ class Bench:
     def distilled(self, seed, losses, model=None, live=False, **options):
         """Learns from remembered answers, or `live` from the teacher itself: the same to the last digits."""
         made = distill.Distiller(self.teacher() if live else None, model or student(seed), losses,
-                                 student_weight=STUDENT_WEIGHT)
+                                 student_loss_weight=STUDENT_WEIGHT)
         return self.fit(made, taught=None if live else self.remembered(), **options).student
 
     def remembered(self, views=1):
         path = WORK / f"answers_{views}"
         options = {"augment": FLIPS, "views": views} if views > 1 else {}
-        return distill.cache_teacher(self.teacher(), (self.x, self.y), path=path, batch=BATCH, **options)
+        return distill.cache_teacher(self.teacher(), (self.x, self.y), directory=path, batch_size=BATCH, **options)
 
     def alone(self, seed):
         model = self.fit(student(seed))
@@ -125,7 +125,7 @@ class Bench:
     def answers_of_views(self, seed):
         """Four views in one pass: a quarter of the passes is as many steps."""
         views = 4
-        made = distill.Distiller(None, student(seed), distill.Logits(TEMPERATURE), student_weight=STUDENT_WEIGHT)
+        made = distill.Distiller(None, student(seed), distill.Logits(TEMPERATURE), student_loss_weight=STUDENT_WEIGHT)
         compiled(made, self.epochs * self.steps)
         made.fit(self.remembered(views), epochs=max(self.epochs // views, 1), verbose=0)
         return made.student

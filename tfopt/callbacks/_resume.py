@@ -40,7 +40,7 @@ class Resume(keras.callbacks.Callback):
     Args:
       directory: a folder of this training alone.
       every: batches between two states, >= 1; a restart redoes at most so many. None saves at the end of each epoch.
-      keep: how many states to keep, >= 1.
+      max_to_keep: how many states to keep, >= 1.
 
     Raises:
       ValueError: an argument is out of range; the model, the optimizer or the data are not those that were saved; the
@@ -58,20 +58,20 @@ class Resume(keras.callbacks.Callback):
       (3, True)
     """
 
-    def __init__(self, directory, *, every=None, keep=2):
+    def __init__(self, directory, *, every=None, max_to_keep=2):
         super().__init__()
         require(isinstance(directory, str | os.PathLike) and os.fspath(directory), "`directory` must be a path",
                 directory=directory)
         if every is not None:
             require_number("every", every, low=1, integer=True)
-        require_number("keep", keep, low=1, integer=True)
-        self.directory, self.every, self.keep = directory, every, keep
+        require_number("max_to_keep", max_to_keep, low=1, integer=True)
+        self.directory, self.every, self.max_to_keep = directory, every, max_to_keep
 
     def on_train_begin(self, logs=None):
         self._fit = Fit(self.model)
         self._fit.report_metrics(False)
         self._go_last(logs)
-        self._folder = Folder(self.directory, self.keep)
+        self._folder = Folder(self.directory, self.max_to_keep)
         self._found = self._find()
         state, arrays = self._found or ({}, {})
         self._source = Source(self._fit, state.get("source"), self._agreed(int.from_bytes(os.urandom(4), "big")))

@@ -18,26 +18,26 @@ from ._teachers import pack
 _SHARD = 8192                                   # examples; a shard ends with the batch that fills it
 
 
-def cache_teacher(teacher, data, *, path=None, top=None, augment=None, views=1, batch=64):
+def cache_teacher(teacher, data, *, directory=None, top_k=None, augment=None, views=1, batch_size=64):
     """Asks the teacher once; the data set that comes back carries its answers, so training no longer runs it.
 
         answers[k, i] = teacher(augment(x_i; epoch=k, index=i)),   k = 0 ... views - 1
 
     One pass over the result shows every example once in each view, `views` epochs in one: with the very pixels the
     teacher saw, which is what makes a teacher of augmented data consistent. Answers are logits in float16, or the
-    log-probabilities of the `top` first classes, beside which all others share what is left.
+    log-probabilities of the `top_k` first classes, beside which all others share what is left.
 
     Args:
       teacher: a built keras.Model with one output: logits, softmax or sigmoid.
       data: arrays x, (x, y) or (x, y, sample_weight), which are shuffled anew in every pass; or a finite, batched
         tf.data.Dataset of the same, which must yield the same batches in the same order each time, and does so here.
-      path: a folder for the answers, written shard by shard. A run that was broken off goes on after the last whole
-        shard; a finished folder is read. None keeps the answers in memory.
-      top: how many classes to keep, 1 up to the number of classes (exclusive). None keeps all.
+      directory: a folder for the answers, written shard by shard. A run that was broken off goes on after the last
+        whole shard; a finished folder is read. None keeps the answers in memory.
+      top_k: how many classes to keep, 1 up to the number of classes (exclusive). None keeps all.
       augment: None or a replayable augmentation: `augment.apply(x, epoch=, index=)` depends on nothing else and
         `augment.replayable` is true, as for `tfopt.augment.Pipeline` without MixUp and CutMix.
       views: how many augmented views of each example, >= 1.
-      batch: batch size for arrays.
+      batch_size: batch size for arrays.
 
     Returns:
       A tf.data.Dataset of (x, {"y": y, "teacher": answers}[, sample_weight]) for `Distiller(None, student, losses)`.
@@ -52,7 +52,7 @@ def cache_teacher(teacher, data, *, path=None, top=None, augment=None, views=1, 
       >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
       >>> x, y = np.zeros((10, 4), "float32"), np.zeros(10, "int64")
       >>> with contextlib.redirect_stdout(io.StringIO()):                            # without the progress bar
-      ...     taught = distill.cache_teacher(teacher, (x, y), batch=5)
+      ...     taught = distill.cache_teacher(teacher, (x, y), batch_size=5)
       >>> distiller = distill.Distiller(None, keras.models.clone_model(teacher), distill.Logits())
       >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
       >>> sorted(distiller.fit(taught, verbose=0).history)
@@ -64,35 +64,36 @@ def cache_teacher(teacher, data, *, path=None, top=None, augment=None, views=1, 
     """
     _models.require_model(teacher, "distill.cache_teacher")
     require_number("views", views, low=1, integer=True)
-    require_number("batch", batch, low=1, integer=True)
+    require_number("batch_size", batch_size, low=1, integer=True)
     replayable = augment is None or (hasattr(augment, "apply") and getattr(augment, "replayable", False))
     require(replayable, "`augment` must be replayable: its views may depend on (epoch, index) alone", augment=augment,
             do="Pass a tfopt.augment.Pipeline without MixUp and CutMix.")
     require(augment is not None or views == 1, "several `views` need an augmentation", views=views,
             do="Pass `augment`.")
-    source = _Stream(data, teacher) if isinstance(data, tf.data.Dataset) else _Arrays(data, batch)
-    ask, kind = _question(teacher, top, augment)
-    asked = {"teacher": _fingerprint(teacher), "top": top, "views": views,
+    source = _Stream(data, teacher) if isinstance(data, tf.data.Dataset) else _Arrays(data, batch_size)
+    ask, kind = _question(teacher, top_k, augment)
+    asked = {"teacher": _fingerprint(teacher), "top_k": top_k, "views": views,
              "augment": None if augment is None else _canonical(augment)}
-    answers = _write(source, ask, views, _Folder(path, asked) if path is not None else _Memory())
+    answers = _write(source, ask, views, _Folder(directory, asked) if directory is not None else _Memory())
     return source.taught(answers, kind, augment, views)
 
 
-def _question(teacher, top, augment):
+def _question(teacher, top_k, augment):
     """((x, epoch, index) -> packed answers, the kind of the teacher's output)."""
     side = Side(teacher, "teacher", inputs_of(teacher))
     answer = side.answer(None)
     require(answer.kind, "the teacher must end in logits, a softmax or a sigmoid to be remembered",
             teacher=teacher.name, last_operation=answer.last, do="Pass a model that ends in its logits.")
-    if top is not None:
-        require_number("top", top, low=1, integer=True, below=answer.shape[-1])
-        require(answer.kind != "sigmoid" and len(answer.shape) == 2, "`top` needs classes that exclude each other",
-                teacher=f"{teacher.name} ends in {answer.kind}, {answer.shape}", do="Leave `top` out.")
+    if top_k is not None:
+        require_number("top_k", top_k, low=1, integer=True, below=answer.shape[-1])
+        require(answer.kind != "sigmoid" and len(answer.shape) == 2, "`top_k` needs classes that exclude each other",
+                teacher=f"{teacher.name} ends in {answer.kind}, {answer.shape}", do="Leave `top_k` out.")
 
     @tf.function(reduce_retracing=True)
     def ask(x, epoch, index):
         seen = x if augment is None else augment.apply(x, epoch=epoch, index=index)
-        return pack(to_float(logits_of(side(seen, training=False).outputs, answer.kind)), answer.kind, top)[answer.kind]
+        logits = to_float(logits_of(side(seen, training=False).outputs, answer.kind))
+        return pack(logits, answer.kind, top_k)[answer.kind]
 
     return ask, answer.kind
 
@@ -188,7 +189,7 @@ class _Folder:
         self.held = json.loads(self.listing.read_text()) if self.listing.exists() else {"asked": asked, "shards": {}}
         other = sorted(key for key in asked if self.held["asked"].get(key) != asked[key])
         require(not other, "the folder holds answers to another question", path=str(path), differs=other,
-                do="Choose another `path`, or delete this one.")
+                do="Choose another `directory`, or delete this one.")
 
     def _file(self, key):
         return self.path / f"{key}.npy"
@@ -200,7 +201,8 @@ class _Folder:
     def check(self, view, number, rows, checks):
         key = _key(view, number)
         require(self.held["shards"][key] == [rows, checks], "the folder holds answers to other data, or to the same in "
-                "another order", path=str(self.path), shard=key, do="Pass the same data, or choose another `path`.")
+                "another order", path=str(self.path), shard=key,
+                do="Pass the same data, or choose another `directory`.")
 
     def put(self, view, number, rows, checks, table):
         key = _key(view, number)

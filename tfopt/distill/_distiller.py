@@ -21,9 +21,10 @@ class _Hidden:
 class Distiller(keras.Model):
     """Trains a student on its labels and on what a teacher answers.
 
-        loss = student_weight * task loss + (1 - student_weight) * sum_i weights_i * losses_i + penalties of the student
+        loss = student_loss_weight * task loss + (1 - student_loss_weight) * sum_i loss_weights_i * losses_i
+             + penalties of the student
 
-    Without a loss in `compile` the teacher alone teaches, `loss = sum_i weights_i * losses_i`, and needs no labels.
+    Without a loss in `compile` the teacher alone teaches, `loss = sum_i loss_weights_i * losses_i`, without labels.
     `fit` trains the student's own variables; `evaluate` and `predict` are the student's; logs report the loss and its
     parts. The teacher runs in inference mode, gets no gradient, and neither model's flags or compile state change.
     `sample_weight` weights both terms. Under a strategy every term is divided by the number of replicas, as Keras does.
@@ -35,8 +36,8 @@ class Distiller(keras.Model):
       student: a built keras.Model with outputs of the teacher's shape. Outputs may be logits or probabilities: the loss
         finds the logits behind a softmax or a sigmoid, and refuses outputs of an unknown kind.
       losses: a loss of `tfopt.distill` or `keras.distillation`, or a list of them.
-      weights: for each loss a number >= 0, or a learning-rate schedule of them over optimizer steps. None is 1 each.
-      student_weight: the share of the task loss, 0 to 1. With 1 the teacher does not run.
+      loss_weights: for each loss a number >= 0, or a learning-rate schedule of them over optimizer steps. None: 1.
+      student_loss_weight: the share of the task loss, 0 to 1. With 1 the teacher does not run.
       name: the model's name.
 
     Call:
@@ -64,7 +65,7 @@ class Distiller(keras.Model):
       Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015). https://arxiv.org/abs/1503.02531
     """
 
-    def __init__(self, teacher, student, losses, *, weights=None, student_weight=0.5, name="distiller"):
+    def __init__(self, teacher, student, losses, *, loss_weights=None, student_loss_weight=0.5, name="distiller"):
         _models.require_model(student, "distill.Distiller")
         models = [] if isinstance(teacher, MovingAverage | None) else _as_list(teacher)
         for model in models:
@@ -74,9 +75,9 @@ class Distiller(keras.Model):
         require(models or not isinstance(teacher, list | tuple), "`teacher` must hold at least one model",
                 teacher=teacher)
         losses = _as_list(losses)
-        weights = [1.] * len(losses) if weights is None else _as_list(weights)
+        weights = [1.] * len(losses) if loss_weights is None else _as_list(loss_weights)
         _require_losses(losses, weights)
-        require_number("student_weight", student_weight, low=0, high=1)
+        require_number("student_loss_weight", student_loss_weight, low=0, high=1)
         with _models.scope_of(student):
             super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
             if isinstance(teacher, MovingAverage):
@@ -84,7 +85,7 @@ class Distiller(keras.Model):
             self._student_loss = keras.metrics.Mean(name="student_loss")
             self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
         self.student = student
-        self.student_weight = student_weight
+        self.student_loss_weight = student_loss_weight
         self.projectors = []
         inputs = inputs_of(student, *models)
         learner = Side(student, "student", inputs)
@@ -141,7 +142,7 @@ class Distiller(keras.Model):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         taught = self._ask_teachers(x, y)
-        require(taught or (self.student_weight == 1 and self.loss is not None),
+        require(taught or (self.student_loss_weight == 1 and self.loss is not None),
                 "without a teacher the data must bring its answers", y=type(y).__name__,
                 do="Pass the data set that distill.cache_teacher returns.")
         with tf.GradientTape() as tape:
@@ -184,7 +185,7 @@ class Distiller(keras.Model):
         return y.get("y") if remembered else y
 
     def _is_taught(self, y):
-        return (self.student_weight < 1 or self.loss is None) and (
+        return (self.student_loss_weight < 1 or self.loss is None) and (
             bool(self._hidden.models) or (isinstance(y, dict) and "teacher" in y))
 
     def _ask_teachers(self, x, y):
@@ -204,7 +205,7 @@ class Distiller(keras.Model):
                     do="Pass them to `fit`, or compile without a loss to learn from the teacher alone.")
             task = tf.cast(task_loss(self, labels, learnt.outputs, sample_weight), self.variable_dtype)
             self._student_loss.update_state(task * replicas, sample_weight=count)
-            share = self.student_weight
+            share = self.student_loss_weight
             parts.append(share * task)
         if taught is not None:
             values = [[tf.cast(term(result, learnt, labels, sample_weight), self.variable_dtype)
@@ -227,15 +228,15 @@ class Distiller(keras.Model):
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {"teacher": serialize(self._hidden.given), "student": serialize(self.student),
-                "losses": serialize(self._hidden.losses), "weights": serialize(self._hidden.weights),
-                "student_weight": self.student_weight, "name": self.name}
+                "losses": serialize(self._hidden.losses), "loss_weights": serialize(self._hidden.weights),
+                "student_loss_weight": self.student_loss_weight, "name": self.name}
 
     @classmethod
     def from_config(cls, config):
         deserialize = keras.saving.deserialize_keras_object
         return cls(deserialize(config["teacher"]), deserialize(config["student"]),
-                   deserialize(config["losses"]), weights=deserialize(config["weights"]),
-                   student_weight=config["student_weight"], name=config["name"])
+                   deserialize(config["losses"]), loss_weights=deserialize(config["loss_weights"]),
+                   student_loss_weight=config["student_loss_weight"], name=config["name"])
 
 
 class _Finite(keras.callbacks.Callback):
@@ -258,13 +259,13 @@ def _require_losses(losses, weights):
         require(isinstance(loss, keras.distillation.DistillationLoss), "`losses` must be distillation losses",
                 loss=loss, do="Pass distill.Logits(), or a subclass of keras.distillation.DistillationLoss.",
                 error=TypeError)
-    require(len(weights) == len(losses), "`weights` must hold one number for each loss", weights=weights,
+    require(len(weights) == len(losses), "`loss_weights` must hold one number for each loss", weights=weights,
             losses=len(losses))
     for weight in weights:
         if not isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-            require_number("weights", weight, low=0)
-    require(any(weights), "one of the `weights` must be > 0", weights=weights,
-            do="Pass student_weight=1 to train without the teacher.")
+            require_number("loss_weights", weight, low=0)
+    require(any(weights), "one of the `loss_weights` must be > 0", weights=weights,
+            do="Pass student_loss_weight=1 to train without the teacher.")
 
 
 def _length(x):

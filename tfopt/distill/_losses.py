@@ -108,8 +108,8 @@ class Logits(AnswerLoss):
         loss = mean over the batch of  T^2 * sum_c p_c * log(p_c / q_c),
         p = softmax(teacher / T), q = softmax(student / T)
 
-    T^2 keeps the size of the gradient, so that `student_weight` means the same for every temperature. With independent
-    labels (sigmoid) the sum runs over labels, each a two-class answer.
+    T^2 keeps the size of the gradient, so that `student_loss_weight` means the same for every temperature. With
+    independent labels (sigmoid) the sum runs over labels, each a two-class answer.
 
     Args:
       temperature: T > 0; 1 compares the answers as they are, 3 to 5 shows the small ones, beyond 20 nothing changes.

@@ -104,12 +104,13 @@ def augmentation(hp, *, flip=True, seed=0):
 def distillation(hp):
     """How a student learns from a teacher: the temperature, and the weight of the labels.
 
-    Parameters: `temperature` (1 to 20, logarithmic) and `student_weight` (0 to 0.9).
+    Parameters: `temperature` (1 to 20, logarithmic) and `student_loss_weight` (0 to 0.9).
 
     Args:
       hp: keras_tuner.HyperParameters.
     Returns:
-      (distill.Logits, student_weight), for `distill.Distiller(teacher, student, loss, student_weight=weight)`.
+      (distill.Logits, student_loss_weight), for
+      `distill.Distiller(teacher, student, loss, student_loss_weight=weight)`.
     Example:
       >>> import keras_tuner
       >>> loss, weight = distillation(keras_tuner.HyperParameters())
@@ -117,7 +118,7 @@ def distillation(hp):
       (4.0, 0.5)
     """
     temperature = hp.Float("temperature", 1.0, 20.0, sampling="log", default=4.0)
-    return distill.Logits(temperature), hp.Float("student_weight", 0.0, 0.9, default=0.5)
+    return distill.Logits(temperature), hp.Float("student_loss_weight", 0.0, 0.9, default=0.5)
 
 
 def sparsity(hp, *, low=0.3, high=0.95):
