@@ -127,13 +127,13 @@ def main():
     parser.add_argument("--only", nargs="+", default=["geometric", "ten", "gray", "policy", "others", "quality"])
     arguments = parser.parse_args()
     geometric = [augment.Flip(), augment.Rotate(0.05), augment.Zoom(0.2), augment.Translate(0.1), augment.Shear(0.1)]
-    colours = [augment.Brightness(0.2), augment.Contrast(0.2), augment.Saturation(0.3), augment.Hue(0.1)]
+    colors = [augment.Brightness(0.2), augment.Contrast(0.2), augment.Saturation(0.3), augment.Hue(0.1)]
 
     def keras_geometric():
         return [layers.RandomFlip("horizontal"), layers.RandomRotation(0.05), layers.RandomZoom(0.2),
                 layers.RandomTranslation(0.1, 0.1), layers.RandomShear(0.1, 0.0)]
 
-    def keras_colours():
+    def keras_colors():
         return [layers.RandomBrightness(0.2), layers.RandomContrast(0.2), layers.RandomSaturation((0.35, 0.65)),
                 layers.RandomHue(0.1)]
 
@@ -146,14 +146,14 @@ def main():
     x = images(64)
     if "ten" in arguments.only:
         compare("10 operations, 64 px",
-                {"tfopt": ours([*geometric, *colours, augment.Erase()], x),
-                 "keras.layers": keras_chain([*keras_geometric(), *keras_colours(), layers.RandomErasing()], x)}, x,
+                {"tfopt": ours([*geometric, *colors, augment.Erase()], x),
+                 "keras.layers": keras_chain([*keras_geometric(), *keras_colors(), layers.RandomErasing()], x)}, x,
                 arguments.rounds)
     if "gray" in arguments.only:
         gray = images(28, channels=1)
         compare("8 operations, 28 px gray",
-                {"tfopt": ours([*geometric, *colours[:2], augment.Erase()], gray),
-                 "keras.layers": keras_chain([*keras_geometric(), *keras_colours()[:2], layers.RandomErasing()], gray)},
+                {"tfopt": ours([*geometric, *colors[:2], augment.Erase()], gray),
+                 "keras.layers": keras_chain([*keras_geometric(), *keras_colors()[:2], layers.RandomErasing()], gray)},
                 gray, arguments.rounds)
     if "policy" in arguments.only:
         compare("RandAugment, 64 px", {"tfopt": ours([augment.RandAugment(2, 0.5)], x),

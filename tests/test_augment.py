@@ -24,7 +24,7 @@ def view(ops, images, *, epoch=0, index=None, **settings):
 
 
 def moved(image, forward, mode="reflect", size=None):
-    """An image whose content moves by the affine map `forward` (2x3, in x and y about the centres), slowly."""
+    """An image whose content moves by the affine map `forward` (2x3, in x and y about the centers), slowly."""
     old, new = np.array(image.shape[:2]), np.array(size or image.shape[:2])
     inverse = np.linalg.inv(np.vstack([forward, [0, 0, 1]]))
     result = np.zeros((*new, image.shape[2]))
@@ -82,7 +82,7 @@ def test_resize_and_crop_equal_scipy(rng):
     scale = [[24 / WIDTH, 0, 0], [0, 11 / HEIGHT, 0]]
     expected = np.stack([moved(image, scale, size=(11, 24)) for image in images])
     np.testing.assert_allclose(view([augment.Resize(11, 24)], images), expected, atol=2e-2)
-    np.testing.assert_allclose(expected, tf.image.resize(images, (11, 24)), atol=2e-2)     # half-pixel centres
+    np.testing.assert_allclose(expected, tf.image.resize(images, (11, 24)), atol=2e-2)     # half-pixel centers
     crops = view([augment.Crop(6, 9)], np.repeat(images[:1], 64, 0))
     windows = np.lib.stride_tricks.sliding_window_view(images[0], (6, 9), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
     places = {tuple(np.argwhere((windows == crop).all((2, 3, 4)))[0]) for crop in crops}
@@ -105,7 +105,7 @@ def luma(images):
     return images @ np.array([0.299, 0.587, 0.114])
 
 
-def test_linear_colours_equal_numpy(rng):
+def test_linear_colors_equal_numpy(rng):
     x = pictures(rng).astype(float)
     mean = x.mean((1, 2), keepdims=True)
     gray = luma(x)[..., None]
@@ -137,7 +137,7 @@ def test_hue_equals_a_turn_in_yiq(rng):
     assert np.abs(views - x).max() > 0.02
 
 
-def test_a_run_of_colours_is_clipped_once(rng):
+def test_a_run_of_colors_is_clipped_once(rng):
     x = pictures(rng).astype(float)
     ops = [augment.Brightness((0.2, 0.2)), augment.Contrast((0.5, 0.5)), augment.Saturation((-0.5, -0.5)),
            augment.Contrast((-0.3, -0.3)), augment.Brightness((-0.1, -0.1))]
@@ -158,7 +158,7 @@ PILLOW = [
 
 
 @pytest.mark.parametrize(("op", "reference", "within"), [case[1:] for case in PILLOW], ids=[case[0] for case in PILLOW])
-def test_other_colours_equal_pillow(rng, op, reference, within):
+def test_other_colors_equal_pillow(rng, op, reference, within):
     images = np.concatenate([pictures(rng), (pictures(rng, 1) // 3 + 40).astype("uint8"),
                              np.full((1, HEIGHT, WIDTH, 3), 77, "uint8")])
     expected = np.stack([np.asarray(reference(Image.fromarray(image))) for image in images]).astype(int)

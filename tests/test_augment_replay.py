@@ -105,7 +105,7 @@ def test_a_fresh_process_gives_the_same_bits(images, pipeline, run_python, tmp_p
 def test_xla_and_single_kernels_agree(ops, fill_mode):
     small = np.random.default_rng(0).uniform(0, 255, (16, 5, 5, 3)).astype("float32")
     smooth = tf.image.resize(small, (16, 16)).numpy()
-    if ops is OPS:                                    # equalising rounds: a hair's breadth becomes a level there
+    if ops is OPS:                                    # equalizing rounds: a hair's breadth becomes a level there
         ops = [op for op in OPS if not isinstance(op, augment.Equalize)]
     views = [augment.Pipeline(ops, fill_mode=fill_mode, jit_compile=jit).apply(smooth, epoch=0, index=range(16)).numpy()
              for jit in (True, False)]

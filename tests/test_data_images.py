@@ -63,9 +63,9 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, rng):
 
 
 def test_gray_wanted_and_gray_given(tmp_path, rng):
-    picture(rng).save(tmp_path / "colour.png")
+    picture(rng).save(tmp_path / "color.png")
     picture(rng, channels=1).save(tmp_path / "gray.png")
-    assert decode(tmp_path / "colour.png", 8, 9, 1).shape == (8, 9, 1)
+    assert decode(tmp_path / "color.png", 8, 9, 1).shape == (8, 9, 1)
     gray = decode(tmp_path / "gray.png", 8, 9, 3)
     assert (gray[..., 0] == gray[..., 1]).all()
     assert (gray[..., 0] == gray[..., 2]).all()
@@ -78,7 +78,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     np.testing.assert_array_equal(decode(tmp_path / "deep.png", 16, 16, 1)[..., 0], levels >> 8)
 
 
-def test_cmyk_keeps_its_colours(tmp_path):
+def test_cmyk_keeps_its_colors(tmp_path):
     image = Image.fromarray(np.full((16, 16, 3), (200, 60, 30), np.uint8))
     image.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
     assert np.abs(decode(tmp_path / "print.jpg", 8, 8, 3).astype(int) - (200, 60, 30)).max() <= 6
@@ -458,11 +458,13 @@ def test_a_file_that_only_a_csv_knows(tmp_path, rng):
 
 # ---------------------------------------------------------------------------------------------------- refusals
 
-@pytest.mark.parametrize("options", [{"size": (3,)}, {"size": 0}, {"size": (8, 8, 4)}, {"size": None}, {"batch": 0},
+@pytest.mark.parametrize("options", [{"image_size": (3,)}, {"image_size": 0}, {"image_size": (8, 8, 4)},
+                                     {"image_size": None},
+                                     {"batch_size": 0},
                                      {"seed": 0.5}, {"validation_split": 1}, {"validation_split": 1e-9},
                                      {"on_error": "ignore"}])
 def test_arguments_out_of_range(folder, options):
-    arguments = {"size": 8, "batch": 2} | options
+    arguments = {"image_size": 8, "batch": 2} | options
     with pytest.raises(ValueError, match="Received: "):
         data.image_folder(folder, **arguments)
 

@@ -191,7 +191,7 @@ def test_columns_keep_the_digits_that_predict_would_lose(frame, whole):
     _, fitted, _ = whole
     inner = fitted.model
     exact = inner.predict(data.raw_features(frame, inner), verbose=0)[:, 2]
-    raw = next(iter(data.raw_features(frame, inner, batch=200)))
+    raw = next(iter(data.raw_features(frame, inner, batch_size=200)))
     lossy = inner.predict(raw, verbose=0)[:, 2]
     assert np.abs(exact).max() < 10
     assert np.abs(exact - lossy).max() > 0.5, "negative control: Keras rounds a dict of arrays to float32"
@@ -242,9 +242,9 @@ def test_nullable_columns_and_any_index():
 @pytest.mark.parametrize("options", [
     {"scale": "robust"}, {"missing": "zero"}, {"missing": float("nan")}, {"missing": {"nope": 0}}, {"outliers": "mad"},
     {"missing": {"age": "oldest"}}, {"missing": {"city": 0}}, {"outliers": ("iqr", "ignore")}, {"validation_split": 1},
-    {"validation_split": 0.001}, {"target": "nope"}, {"target": "age"}, {"batch": 0}, {"seed": -1}])
+    {"validation_split": 0.001}, {"target": "nope"}, {"target": "age"}, {"batch_size": 0}, {"seed": -1}])
 def test_arguments_out_of_range(frame, options):
-    arguments = {"target": "row", "batch": 8} | options
+    arguments = {"target": "row", "batch_size": 8} | options
     with pytest.raises(ValueError, match="Received: "):
         data.table(frame, **arguments)
 
@@ -261,7 +261,7 @@ def test_columns_with_nothing_to_fit(column, rule, monkeypatch):
 
 @pytest.mark.parametrize("names", [["a/b", "y"], [0, "y"], ["a", "a", "y"], ["y"]])
 def test_names_of_columns(names):
-    with pytest.raises(ValueError, match="raw_features"):
+    with pytest.raises(ValueError, match="column"):
         data.table(pd.DataFrame(np.ones((9, len(names))), columns=names), "y", 8)
 
 

@@ -352,7 +352,7 @@ def run(*command, cwd, **environment):
 
 SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer: accumulate", "schedule: Knee",
           "Distiller: Logits", "prune : wrap", "SWA: mean", "Keras clips: global_clipnorm",
-          "unsynchronised BatchNormalization"]
+          "unsynchronized BatchNormalization"]
 
 
 def test_devices_and_workers_equal_one_device(tmp_path):

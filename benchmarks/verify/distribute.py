@@ -292,7 +292,7 @@ def Keras_clips(settings):  # noqa: N802
 
 
 @piece("differs")
-def unsynchronised_BatchNormalization():  # noqa: N802
+def unsynchronized_BatchNormalization():  # noqa: N802
     return fitted(dense(LAYERS.BatchNormalization(momentum=0.5)))
 
 

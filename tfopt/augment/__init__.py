@@ -1,6 +1,6 @@
-"""Augmentation: one resample and one colour matrix per image, replayable from (seed, epoch, index)."""
+"""Augmentation: one resample and one color matrix per image, replayable from (seed, epoch, index)."""
 
-from ._colour import Brightness, Contrast, Hue, Normalize, Saturation
+from ._color import Brightness, Contrast, Hue, Normalize, Saturation
 from ._geometry import Crop, Flip, Resize, Rotate, Shear, Translate, Zoom
 from ._mix import CutMix, MixUp
 from ._pipeline import Pipeline

@@ -1,6 +1,6 @@
 """Where pixels come from: every geometric operation is a 3x3 matrix, a run of them one product and one resample.
 
-A matrix maps a place in the new image to a place in the old one, in pixels from the centre of each, x to the right and
+A matrix maps a place in the new image to a place in the old one, in pixels from the center of each, x to the right and
 y down; only its upper two rows are kept, as six tensors of shape [batch] (a, b, c, d, e, f):
 
     x_old = a x + b y + c,   y_old = d x + e y + f
@@ -199,7 +199,7 @@ class Flip(Geometric):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Rotate(Geometric):
-    """Turns images about their centre.
+    """Turns images about their center.
 
     Args:
       factor: fraction of a full turn, counter-clockwise, -1 to 1: a pair (low, high), or f for (-f, f).
@@ -233,7 +233,7 @@ class Rotate(Geometric):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Zoom(Geometric):
-    """Zooms in and out about the centre.
+    """Zooms in and out about the center.
 
     Args:
       height_factor: the new image shows 1 + factor of the old height: positive zooms out, negative in. A pair
@@ -311,7 +311,7 @@ class Translate(Geometric):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Shear(Geometric):
-    """Slants images about their centre.
+    """Slants images about their center.
 
     Args:
       x_factor: pixels to the right for each pixel down: a pair (low, high), or f for (-f, f); -2 to 2.
@@ -413,7 +413,7 @@ class Crop(Geometric):
 class Resize(Geometric):
     """Brings images to one size, with every other geometric operation around it in the same resample.
 
-    It takes four neighbours per pixel (no anti-aliasing): to shrink photographs by more than a half, resize them when
+    It takes four neighbors per pixel (no anti-aliasing): to shrink photographs by more than a half, resize them when
     they are decoded.
 
     Args:

@@ -131,7 +131,7 @@ class CutMix(Mix):
 
     Args:
       alpha: the share of the image that stays is drawn from Beta(alpha, alpha), > 0; the rectangle has the image's
-        shape, its centre is anywhere, and what hangs over the edge is cut off.
+        shape, its center is anywhere, and what hangs over the edge is cut off.
       num_classes: number of classes, needed to mix whole-number labels; they become one-hot.
       probability: that an image is mixed at all, 0 to 1.
 

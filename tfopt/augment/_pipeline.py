@@ -5,7 +5,7 @@ import types
 from .._check import require, require_number
 from .._keras import in_xla, keras, serializable, tf
 from . import _mix, _random
-from ._colour import Normalize
+from ._color import Normalize
 from ._geometry import FILL_MODES
 from ._op import Op
 from ._program import Memory, Program, pad
@@ -17,7 +17,7 @@ KEYS = ("images", "labels", "sample_weights", *MASKS, *BOXES)
 
 @serializable
 class Pipeline(keras.layers.Layer):
-    """Augments batches of images: one resample, one colour matrix, the same views whenever they are asked for.
+    """Augments batches of images: one resample, one color matrix, the same views whenever they are asked for.
 
         view = f(seed, epoch, index, image)
 
@@ -33,8 +33,8 @@ class Pipeline(keras.layers.Layer):
     - as a layer of a model: acts when `training=True`. The index is a counter of the examples seen (saved with the
       model), so a run is repeated exactly only with the same batches in the same order on the same number of replicas.
 
-    Operations take effect in their order. A run of geometric ones is one bilinear resample about the image's centre, a
-    run of linear colour ones one matrix, clipped to the value range at its end; put alike beside alike. `replayable` is
+    Operations take effect in their order. A run of geometric ones is one bilinear resample about the image's center, a
+    run of linear color ones one matrix, clipped to the value range at its end; put alike beside alike. `replayable` is
     False if the pipeline holds MixUp or CutMix, whose answer depends on which images share a batch.
 
     Args:

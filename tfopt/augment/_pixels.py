@@ -1,4 +1,4 @@
-"""What pixels become, where that is not linear: each of these ends a run of colour operations."""
+"""What pixels become, where that is not linear: each of these ends a run of color operations."""
 
 import dataclasses
 import math
@@ -89,7 +89,7 @@ class Pixel(Op):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Posterize(Pixel):
-    """Reduces the number of grey levels per channel to 2 ** bits.
+    """Reduces the number of gray levels per channel to 2 ** bits.
 
     Args:
       bits: how many of 8 bits stay: a whole number, or a pair (low, high) of which each image draws one; 1 to 8.
@@ -188,7 +188,7 @@ class AutoContrast(Pixel):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Equalize(Pixel):
-    """Spreads the grey levels of each channel evenly (histogram equalisation on 256 levels, as Pillow does).
+    """Spreads the gray levels of each channel evenly (histogram equalization on 256 levels, as Pillow does).
 
     Args:
       probability: that an image is changed at all, 0 to 1.

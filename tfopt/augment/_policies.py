@@ -5,7 +5,7 @@ import math
 
 from .._check import require_number
 from .._keras import serializable, tf
-from . import _colour, _geometry, _pixels
+from . import _color, _geometry, _pixels
 from ._op import Op, only
 
 OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
@@ -32,10 +32,10 @@ class Policy(Op):
         return tf.ones_like(u[:, 0], tf.bool)
 
     def parts(self):
-        """What the pipeline carries out: first all geometry, then the colours round by round."""
+        """What the pipeline carries out: first all geometry, then the colors round by round."""
         parts = [_Moves(self)]
         for turn in range(self.rounds):
-            parts += [part(self, turn) for part in (_Colours, _Tones, _Rest)]
+            parts += [part(self, turn) for part in (_Colors, _Tones, _Rest)]
         return parts
 
     def drawn(self, u, turn):
@@ -87,15 +87,15 @@ class _Move(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Colours(_Part, _colour.Linear):
+class _Colors(_Part, _color.Linear):
     mixing = True
-    centring = True
+    centering = True
 
     def affine(self, u, channels, low, high):
-        _colour.require_colours(self.policy, channels)
-        return _colour.compose([_colour.brightness(self.signed(u, "brightness"), channels, low, high),
-                                _colour.saturation(1 + self.signed(u, "saturation"), channels),
-                                _colour.contrast(1 + self.signed(u, "contrast"), channels)])
+        _color.require_colors(self.policy, channels)
+        return _color.compose([_color.brightness(self.signed(u, "brightness"), channels, low, high),
+                                _color.saturation(1 + self.signed(u, "saturation"), channels),
+                                _color.contrast(1 + self.signed(u, "contrast"), channels)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,11 @@ class RandAugment(Policy):
 
     From fourteen: identity, shear and shift in x and y, rotate, brightness, saturation, contrast, sharpness, posterize,
     solarize, autocontrast, equalize. What an image draws is its own (not the batch's). The geometry of all rounds comes
-    first, as one resample; the colours follow in the order they were drawn.
+    first, as one resample; the colors follow in the order they were drawn.
 
     Args:
       num_ops: operations per image, 1 to 8.
-      factor: strength from 0 (nothing) to 1: shear 0.3, shift 0.45 of the size, 30 degrees, colours by 0.9,
+      factor: strength from 0 (nothing) to 1: shear 0.3, shift 0.45 of the size, 30 degrees, colors by 0.9,
         posterize to 4 bits, solarize all. 0.3 is the paper's 9 of 30.
 
     Raises:
@@ -180,7 +180,7 @@ class RandAugment(Policy):
 class TrivialAugment(Policy):
     """Each image draws one operation and its strength: nothing to tune.
 
-    The fourteen operations of RandAugment in their wide ranges: shear 0.99, shift 32 pixels, 135 degrees, colours by
+    The fourteen operations of RandAugment in their wide ranges: shear 0.99, shift 32 pixels, 135 degrees, colors by
     0.99, posterize to 2 bits, solarize all; the strength is uniform from 0 to these.
 
     Example:

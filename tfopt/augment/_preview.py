@@ -4,7 +4,7 @@ import os
 
 from .._check import require_number
 from .._keras import tf
-from ._colour import Normalize
+from ._color import Normalize
 from ._pipeline import Pipeline
 
 

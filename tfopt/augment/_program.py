@@ -6,7 +6,7 @@ The resample and what follows it are compiled apart: in one piece, XLA on a CPU 
 import itertools
 
 from .._keras import tf
-from . import _colour, _geometry, _pixels, _policies, _random
+from . import _color, _geometry, _pixels, _policies, _random
 from ._op import Op, only
 
 
@@ -24,7 +24,7 @@ class Program:
     def __init__(self, ops, settings, shape, *, result, random=True):
         self.settings, self.result = settings, result
         self.low, self.high = settings["value_range"]
-        self.normalize = next((op for op in ops if isinstance(op, _colour.Normalize)), None)
+        self.normalize = next((op for op in ops if isinstance(op, _color.Normalize)), None)
         self.warps, self.clusters = [], []
         parts = [(place, part) for place, op in enumerate(ops) if op is not self.normalize
                  for part in (op.parts() if isinstance(op, _policies.Policy) else [op])
@@ -34,8 +34,8 @@ class Program:
                 self.warps.append(_Warp(list(run), settings, shape, random))
                 self._add(self.warps[-1])
                 shape = (*self.warps[-1].new, shape[2])
-            elif kind is _colour.Linear:
-                self._add(_Recolour(list(run), settings, shape))
+            elif kind is _color.Linear:
+                self._add(_Recolor(list(run), settings, shape))
             else:
                 for place, part in run:
                     self._add(_Change(place, part, settings, shape))
@@ -127,27 +127,27 @@ class _Warp:
                         fill_value=self.settings["fill_value"])
 
 
-class _Recolour:
-    """A run of linear colour operations: one affine map."""
+class _Recolor:
+    """A run of linear color operations: one affine map."""
 
     compiled = True
 
     def __init__(self, run, settings, shape):
         self.run, self.channels, (self.low, self.high) = run, shape[2], settings["value_range"]
         self.mixing = shape[2] > 1 and any(part.mixing for _, part in run)
-        self.centring = any(part.centring for _, part in run)
+        self.centering = any(part.centering for _, part in run)
 
     def draw(self, numbers, batch):
-        return _colour.compose([_colour.select(part.acts(u), part.affine(u, self.channels, self.low, self.high))
+        return _color.compose([_color.select(part.acts(u), part.affine(u, self.channels, self.low, self.high))
                                 for part, u in ((part, numbers[place]) for place, part in self.run)])
 
     def __call__(self, images, affine, keys):
-        images = _colour.recolour(tf.cast(images, tf.float32), affine, mixing=self.mixing, centring=self.centring)
+        images = _color.recolor(tf.cast(images, tf.float32), affine, mixing=self.mixing, centering=self.centering)
         return tf.clip_by_value(images, self.low, self.high)
 
 
 class _Change:
-    """A colour operation that is not linear."""
+    """A color operation that is not linear."""
 
     def __init__(self, place, part, settings, shape):
         self.place, self.part, self.shape, self.compiled = place, part, shape, part.compiled
@@ -170,7 +170,7 @@ class _Change:
 
 
 def _kind(part):
-    return next(kind for kind in (_geometry.Geometric, _colour.Linear, _pixels.Pixel, Op) if isinstance(part, kind))
+    return next(kind for kind in (_geometry.Geometric, _color.Linear, _pixels.Pixel, Op) if isinstance(part, kind))
 
 
 def pad(part, rows):

@@ -76,7 +76,7 @@ _compiled_digest = tf.function(_digest, jit_compile=True, autograph=False)
 
 
 def _mix(x):
-    """The finaliser of MurmurHash3: each bit of the input changes each bit of the output with probability 1/2."""
+    """The finalizer of MurmurHash3: each bit of the input changes each bit of the output with probability 1/2."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ tf.bitwise.right_shift(x, _word(shift))) * _word(factor)
     return x ^ tf.bitwise.right_shift(x, _word(16))

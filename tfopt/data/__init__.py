@@ -12,5 +12,5 @@ from ._arrays import arrays, full_batches
 from ._images import ImageReport, image_folder, scan_images
 from ._table import TablePreprocessor, raw_features, table
 
-__all__ = ["ImageReport", "TablePreprocessor", "arrays", "full_batches", "image_folder", "raw_features",
-           "scan_images", "table"]
+__all__ = ["ImageReport", "TablePreprocessor", "arrays", "full_batches", "image_folder", "raw_features", "scan_images",
+           "table"]

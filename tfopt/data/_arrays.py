@@ -16,7 +16,7 @@ def permutation(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int64)
 
 
-def arrays(x, y, batch, *, augment=None, shuffle=True, seed=0):
+def arrays(x, y, batch_size, *, augment=None, shuffle=True, seed=0):
     """Batches of arrays that fit in memory.
 
         epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
@@ -27,7 +27,7 @@ def arrays(x, y, batch, *, augment=None, shuffle=True, seed=0):
     Args:
       x: array [n, ...], or a dict of arrays.
       y: the same for the targets, or None.
-      batch: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
+      batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
       augment: see `image_folder`; the index of an example is its row.
       shuffle: False keeps the order of the rows.
       seed: whole number >= 0.
@@ -47,20 +47,23 @@ def arrays(x, y, batch, *, augment=None, shuffle=True, seed=0):
     lengths = {t.shape[0] if t.shape.rank else None for t in tf.nest.flatten(tensors)}
     require(len(lengths) == 1 and None not in lengths, "data.arrays needs arrays of one length",
             shapes=[tuple(t.shape) for t in tf.nest.flatten(tensors)], do="Pass as many rows of y as of x.")
-    return batches(lengths.pop(), batch, lambda rows: tf.nest.map_structure(lambda t: tf.gather(t, rows), tensors),
-                   view=training_view(augment), shuffle=shuffle, seed=seed)
+
+    def read(rows):
+        return tf.nest.map_structure(lambda t: tf.gather(t, rows), tensors)
+
+    return batches(lengths.pop(), batch_size, read, view=training_view(augment), shuffle=shuffle, seed=seed)
 
 
-def full_batches(dataset, batch):
+def full_batches(dataset, batch_size):
     """Leaves out a short last batch, so that every shape is static (TPU, XLA).
 
     With shuffling each epoch leaves out other examples.
 
     Args:
       dataset: batches, of this module or any other.
-      batch: the size of a full one.
+      batch_size: the size of a full one.
     Returns:
-      A tf.data.Dataset whose shapes begin with `batch`.
+      A tf.data.Dataset whose shapes begin with `batch_size`.
     Raises:
       ValueError: a batch is larger.
     Example:
@@ -69,33 +72,33 @@ def full_batches(dataset, batch):
       >>> dataset.element_spec.shape, len(list(dataset))
       (TensorShape([2]), 2)
     """
-    require_number("batch", batch, low=1, integer=True)
+    require_number("batch_size", batch_size, low=1, integer=True)
 
     def is_full(*element):
-        return tf.shape(tf.nest.flatten(element)[0])[0] >= batch
+        return tf.shape(tf.nest.flatten(element)[0])[0] >= batch_size
 
     def fix(*element):
-        fixed = tf.nest.map_structure(lambda t: tf.ensure_shape(t, [batch, *t.shape[1:]]), element)
+        fixed = tf.nest.map_structure(lambda t: tf.ensure_shape(t, [batch_size, *t.shape[1:]]), element)
         return fixed if len(fixed) > 1 else fixed[0]
 
     return without_autotune(dataset.filter(is_full).map(fix).prefetch(tf.data.AUTOTUNE))
 
 
-def batches(count, batch, read, *, view, shuffle, seed):
+def batches(count, batch_size, read, *, view, shuffle, seed):
     """Dataset of `view(read(rows), epoch, rows)`: the rows 0 .. count - 1, epoch by epoch.
 
     Args:
       count: number of examples.
-      batch: examples in a batch.
+      batch_size: examples in a batch.
       read: int64[b] -> `x` or `(x, y)`.
       view: `(element, epoch, rows) -> element`, see `training_view`.
       shuffle, seed: see `arrays`.
     """
-    require_number("batch", batch, low=1, integer=True)
+    require_number("batch_size", batch_size, low=1, integer=True)
     require_number("seed", seed, low=0, integer=True)
     require(count > 0, "a dataset needs at least one example", examples=count)
     epochs = Epochs()
-    full, rest = divmod(count, batch)
+    full, rest = divmod(count, batch_size)
 
     def begin():
         epoch, epochs.next = epochs.next, epochs.next + 1
@@ -105,10 +108,10 @@ def batches(count, batch, read, *, view, shuffle, seed):
         epoch, order = tf.numpy_function(begin, [], [tf.int64, tf.int64])
         epoch, order = tf.ensure_shape(epoch, []), tf.ensure_shape(order, [count])
         slices = tf.data.Dataset.from_tensor_slices                      # cheaper than a function called for each batch
-        short = slices(([epoch], order[None, full * batch:]))
+        short = slices(([epoch], order[None, full * batch_size:]))
         if not full:
             return short
-        long = slices((tf.fill([full], epoch), tf.reshape(order[:full * batch], [full, batch])))
+        long = slices((tf.fill([full], epoch), tf.reshape(order[:full * batch_size], [full, batch_size])))
         return long.concatenate(short) if rest else long
 
     def fetch(epoch, rows):
@@ -118,7 +121,7 @@ def batches(count, batch, read, *, view, shuffle, seed):
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     rows = tf.data.Dataset.range(1).flat_map(one_epoch)
-    dataset = without_autotune(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
+    dataset = without_autotune(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
                       .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
                       .prefetch(tf.data.AUTOTUNE).with_options(options))
     (dataset if getattr(view, "replayable", True) else rows).epochs = epochs

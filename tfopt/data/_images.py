@@ -84,11 +84,11 @@ class ImageReport:
         return " ".join(lines)
 
 
-def scan_images(path):
+def scan_images(directory):
     """Decodes every image below a folder and tells which are bad, which are odd, and why.
 
     Args:
-      path: a folder, or a CSV of files and labels: as in `image_folder`.
+      directory: a folder, or a CSV of files and labels: as in `image_folder`.
     Returns:
       A `ImageReport`. Printing it names the first few; `.bad` and `.odd` hold all.
     Raises:
@@ -100,7 +100,7 @@ def scan_images(path):
       >>> print(scan_images(folder))
       2 of 2 images are bad: a.jpg (empty file), b.png (not a BMP, GIF, JPEG, PNG or WEBP image).
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(directory)
     if _is_csv(path):
         found = _from_csv(path)
         files, ignored = found.files, found.ignored
@@ -121,8 +121,8 @@ def scan_images(path):
                 odd={name: odd for name, _, odd in seen if odd}, ignored=ignored)
 
 
-def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache="auto", shuffle=True, seed=0,
-                 on_error="raise"):
+def image_folder(directory, image_size, batch_size, *, validation_split=0.0, augment=None, cache="auto", shuffle=True,
+                 seed=0, on_error="raise"):
     """Batches of (images, labels) from a folder: each file is decoded once, then cached as uint8.
 
         decode + resize -> cache -> shuffle -> batch -> augment -> float32 in 0 .. 255 -> prefetch
@@ -131,11 +131,11 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
     Each pass over the dataset is an epoch with an order of its own, drawn from (seed, epoch).
 
     Args:
-      path: a folder with one sub-folder per class (sorted: class 0, 1, ...); or a CSV with a header and two columns,
-        file (relative to the CSV) and label; or a flat folder that holds such a CSV. Text labels become classes,
-        numbers stay as they are. Files: jpeg, png, bmp, gif (its first frame), webp.
-      size: side in pixels, `(height, width)` or `(height, width, channels)` with 3 (default) or 1 channels.
-      batch: examples in a batch over all replicas, >= 1; the last one may be shorter, see `full_batches`.
+      directory: a folder with one sub-folder per class (sorted: class 0, 1, ...); or a CSV with a header and two
+        columns, file (relative to the CSV) and label; or a flat folder that holds such a CSV. Text labels become
+        classes, numbers stay as they are. Files: jpeg, png, bmp, gif (its first frame), webp.
+      image_size: side in pixels, `(height, width)` or `(height, width, channels)` with 3 (default) or 1 channels.
+      batch_size: examples in a batch over all replicas, >= 1; the last one may be shorter, see `full_batches`.
       validation_split: share of the files in [0, 1) that is set aside. A file's side depends on its path below the
         folder alone: it stays there when files are added, and for every seed.
       augment: for training only. An `augment.Pipeline` (anything with `apply(images, labels, *, epoch, index)`), a
@@ -169,7 +169,7 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
       >>> images.shape, images.dtype
       (TensorShape([2, 8, 8, 3]), tf.float32)
     """
-    height, width, channels = _shape_of(size)
+    height, width, channels = _shape_of(image_size)
     require_number("validation_split", validation_split, low=0, below=1)
     require(on_error in ("raise", "skip", "replace"), '`on_error` must be "raise", "skip" or "replace"',
             on_error=on_error)
@@ -178,7 +178,7 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
             '`cache` must be "auto", "memory", "disk", a folder or None', cache=cache,
             do="Pass a new folder as a path: pathlib.Path(name).")
     view = training_view(augment)
-    found = _labelled(path)
+    found = _labeled(directory)
     if cache == "auto":
         cache = choose(len(found.files) * height * width * channels)
         if cache is None:
@@ -207,7 +207,7 @@ def image_folder(path, size, batch, *, validation_split=0.0, augment=None, cache
             images, *rest = view(element, epoch, tf.gather(ids, rows))
             return tf.cast(images, tf.float32) if images.dtype == tf.uint8 else images, *rest
 
-        dataset = batches(len(ids), batch, read_batch, view=seen, shuffle=shuffle, seed=seed)
+        dataset = batches(len(ids), batch_size, read_batch, view=seen, shuffle=shuffle, seed=seed)
         dataset.class_names, dataset.report = found.class_names, report
         dataset.file_paths = [str(paths[source]) for source in sources]
         dataset.class_weight = _class_weight(labels) if found.class_names else None
@@ -253,7 +253,7 @@ class _Listing:
     ignored: list
 
 
-def _labelled(path):
+def _labeled(path):
     path = pathlib.Path(path)
     if _is_csv(path):
         return _from_csv(path)
@@ -341,13 +341,14 @@ def _each(function, items):
                 for result in threads.map(function, items[start:start + 4096])]
 
 
-def _shape_of(size):
-    shape = tuple(size) if isinstance(size, tuple | list) else (size, size)
+def _shape_of(image_size):
+    shape = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
     shape = (*shape, 3) if len(shape) == 2 else shape
     require(len(shape) == 3 and shape[2] in (1, 3),
-            "`size` must be a side, (height, width) or (height, width, channels) with 1 or 3 channels", size=size)
+            "`image_size` must be a side, (height, width) or (height, width, channels) with 1 or 3 channels",
+            image_size=image_size)
     for side in shape[:2]:
-        require_number("size", side, low=1, integer=True)
+        require_number("image_size", side, low=1, integer=True)
     return shape
 
 

@@ -72,7 +72,7 @@ class TablePreprocessor:
 
     Args:
       model: dict of raw columns, each [batch, 1], float64 or string -> float32[batch, features].
-      frame: one row per column: kind, missing (how many were), fill, low, high, outliers (how many), centre, scale,
+      frame: one row per column: kind, missing (how many were), fill, low, high, outliers (how many), center, scale,
         categories.
       target: name of the target column.
       classes: names of the classes in the order of their numbers, or None if the target is a number.
@@ -93,25 +93,25 @@ class TablePreprocessor:
     classes: list | None
     dropped: int
 
-    def dataset(self, path_or_frame, batch):
+    def dataset(self, path_or_frame, batch_size):
         """Batches of new rows in their order, treated as the training rows were: (x, y), or x without the target.
 
         Warns of categories that the training rows did not have; their columns are all zeros.
         """
         frame = _read(path_or_frame)
         _warn_of_unknown(frame, self.frame)
-        return _dataset(frame, self, batch)
+        return _dataset(frame, self, batch_size)
 
 
-def raw_features(path_or_frame, model, batch=1024):
+def raw_features(path_or_frame, model, batch_size=1024):
     """Batches of raw columns for a model that begins with `TablePreprocessor.model`.
 
-    `whole.predict(raw_features(new, whole))` predicts from them.
+        whole.predict(raw_features(new, whole))
 
     Args:
       path_or_frame: CSV or DataFrame. Columns the model does not ask for are passed over.
       model: a Keras model whose input is a dict of columns, such as one loaded from a file.
-      batch: rows in a batch.
+      batch_size: rows in a batch.
     Returns:
       A tf.data.Dataset of {name: float64 or string [batch, 1]}. (A dict of arrays would lose digits: `predict` rounds
       them to float32 before the model has taken the mean off.)
@@ -125,15 +125,15 @@ def raw_features(path_or_frame, model, batch=1024):
     """
     frame = _read(path_or_frame)
     raw = _raw(frame, model)
-    return batches(len(frame), batch, lambda rows: {name: tf.gather(value, rows) for name, value in raw.items()},
+    return batches(len(frame), batch_size, lambda rows: {name: tf.gather(value, rows) for name, value in raw.items()},
                    view=lambda element, _epoch, _rows: element, shuffle=False, seed=0)
 
 
-def table(path_or_frame, target, batch, *, missing="median", outliers=None, scale="standard", validation_split=0.2,
-          shuffle=True, seed=0):
+def table(path_or_frame, target, batch_size, *, missing="median", outliers=None, scale="standard",
+          validation_split=0.2, shuffle=True, seed=0):
     """Batches of (features, target) from a CSV or DataFrame; everything is fitted on the training rows alone.
 
-        numbers:     clip to the bounds -> fill what is missing -> (x - centre) / scale
+        numbers:     clip to the bounds -> fill what is missing -> (x - center) / scale
         categories:  fill what is missing -> one column per category of the training rows; unknown ones are all zeros
 
     Columns of numbers and bool are numbers; text and category are categories. The validation rows are drawn from each
@@ -142,7 +142,7 @@ def table(path_or_frame, target, batch, *, missing="median", outliers=None, scal
     Args:
       path_or_frame: CSV with a header, or a DataFrame (read anything else with pandas first). It is not changed.
       target: name of the target column. Text, bool and category become classes 0, 1, ... in sorted order; numbers stay.
-      batch: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
+      batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
       missing: "median", "mean", "mode" or a number, for columns of numbers; categories take the mode. Or a dict
         {column: one of these, or for a category any text}; columns not in it take the median.
       outliers: None; "iqr" (beyond 1.5 interquartile ranges) or "zscore" (beyond 3 standard deviations) to clip them;
@@ -180,11 +180,11 @@ def table(path_or_frame, target, batch, *, missing="median", outliers=None, scal
     rows = rows[keep]
     y, classes = encode_target(rows[target])
     fitted = TablePreprocessor(_layers(fits), fits, target, classes, int((~keep).sum()))
-    train = arrays(_matrix(fitted.model, rows), y, batch, shuffle=shuffle, seed=seed)
+    train = arrays(_matrix(fitted.model, rows), y, batch_size, shuffle=shuffle, seed=seed)
     if not validation_split:
         return train, None, fitted
     _warn_of_unknown(frame[held_out], fits)
-    return train, _dataset(frame[held_out], fitted, batch), fitted
+    return train, _dataset(frame[held_out], fitted, batch_size), fitted
 
 
 def _read(path_or_frame):
@@ -248,7 +248,7 @@ def _fit(rows, missing, rule, act, scale):
         else:
             fit |= _fit_category(_text(rows[name])[keep], how, isinstance(missing, dict) and name in missing)
         fits[name] = fit
-    shelf = ["kind", "missing", "fill", "low", "high", "outliers", "centre", "scale", "categories"]
+    shelf = ["kind", "missing", "fill", "low", "high", "outliers", "center", "scale", "categories"]
     return pd.DataFrame.from_dict(fits, orient="index").reindex(columns=shelf), keep
 
 
@@ -263,9 +263,9 @@ def _fit_number(values, how, scale):
         require_number("missing", how)
         fill = float(how)
     values = values.fillna(fill)
-    centre, spread = {"standard": lambda: (values.mean(), values.std(ddof=0)),
+    center, spread = {"standard": lambda: (values.mean(), values.std(ddof=0)),
                       "minmax": lambda: (values.min(), values.max() - values.min()), None: lambda: (0., 1.)}[scale]()
-    return {"fill": fill, "centre": float(centre), "scale": float(spread) or 1.}         # a constant column stays 0
+    return {"fill": fill, "center": float(center), "scale": float(spread) or 1.}         # a constant column stays 0
 
 
 def _fit_category(text, how, named):
@@ -328,9 +328,9 @@ def _warn_of_unknown(frame, fits):
                           f"had: {', '.join(unknown[:5])}.", stacklevel=3)
 
 
-def _dataset(frame, fitted, batch):
+def _dataset(frame, fitted, batch_size):
     y = encode_target(frame[fitted.target], fitted.classes)[0] if fitted.target in frame else None
-    return arrays(_matrix(fitted.model, frame), y, batch, shuffle=False)
+    return arrays(_matrix(fitted.model, frame), y, batch_size, shuffle=False)
 
 
 def _matrix(model, frame):
@@ -362,12 +362,12 @@ def _layers(fits):
     numbers = fits[fits["kind"] == "number"]
     if len(numbers):
         raw = ops.concatenate([inputs[name] for name in numbers.index], axis=-1)
-        fill, low, high, centre, scale = (
-            numbers[what].to_numpy(np.float64) for what in ("fill", "low", "high", "centre", "scale"))
+        fill, low, high, center, scale = (
+            numbers[what].to_numpy(np.float64) for what in ("fill", "low", "high", "center", "scale"))
         values = raw if np.isnan(low).any() else ops.minimum(ops.maximum(raw, low), high)
         values = ops.where(ops.isnan(raw), fill, values)
         # in float64, and not with Normalization, which rounds the mean to float32 before it takes it off
-        parts.append(ops.cast((values - centre) / scale, "float32"))
+        parts.append(ops.cast((values - center) / scale, "float32"))
     for name, fit in fits[fits["kind"] == "category"].iterrows():
         names = fit["categories"]
         number = keras.layers.StringLookup(vocabulary=names, mask_token="")(inputs[name])    # 0 missing, 1 unknown

@@ -45,8 +45,7 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
         require(not optimizer.ema_overwrite_frequency, "GlobalBatchOptimizer cannot replace the weights on the way",
                 ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
         every = optimizer.gradient_accumulation_steps or 1
-        require(not (optimizer.use_ema and every > 1),
-                "GlobalBatchOptimizer cannot average the weights while accumulating",
+        require(not (optimizer.use_ema and every > 1), "GlobalBatchOptimizer cannot average the weights and accumulate",
                 use_ema=True, gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
         super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
         self.every = every
@@ -176,7 +175,7 @@ def equal_batches(data, *, replicas=None):
       [4, 4, 2]
     """
     require(isinstance(data, tf.data.Dataset), "distribute.equal_batches needs a tf.data.Dataset of batches",
-            data=type(data).__name__, do="Make one with data.arrays(x, y, batch).", error=TypeError)
+            data=type(data).__name__, do="Make one with data.arrays(x, y, batch_size).", error=TypeError)
     replicas = replicas_here() if replicas is None else replicas
     require_number("replicas", replicas, low=1, integer=True)
 
@@ -192,7 +191,7 @@ def equal_batches(data, *, replicas=None):
 
 
 def sync_batch_norm(model):
-    """A copy whose batch normalisations see the whole batch, as on one device, not the part of their replica.
+    """A copy whose batch normalizations see the whole batch, as on one device, not the part of their replica.
 
         mean, variance = of the examples of all replicas
 

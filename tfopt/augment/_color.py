@@ -1,6 +1,6 @@
-"""What pixels become, where that is linear: a run of colour operations is one affine map per image.
+"""What pixels become, where that is linear: a run of color operations is one affine map per image.
 
-Each is a map of the colour x (one value per channel) and of the mean colour m of the whole image,
+Each is a map of the color x (one value per channel) and of the mean color m of the whole image,
 
     x -> M x + N m + o
 
@@ -39,17 +39,17 @@ def identity(batch, channels):
     return eye, tf.zeros_like(eye), tf.zeros((batch, channels))
 
 
-def recolour(images, affine, *, mixing, centring):
+def recolor(images, affine, *, mixing, centering):
     """x -> A x + D m + b for float32[batch, height, width, channels].
 
     Args:
       images: see above.
       affine: (A, D, b); see the module.
       mixing: A is not diagonal.
-      centring: D is not zero.
+      centering: D is not zero.
     """
     a, d, b = affine
-    if centring:
+    if centering:
         b += tf.linalg.matvec(d, tf.reduce_mean(tf.reduce_mean(images, axis=2), axis=1))
     if not mixing:
         return images * tf.linalg.diag_part(a)[:, None, None] + b[:, None, None]
@@ -60,7 +60,7 @@ def recolour(images, affine, *, mixing, centring):
 @dataclasses.dataclass(frozen=True)
 class Linear(Op):
     mixing = False                       # channels meet
-    centring = False                     # depends on the image's mean
+    centering = False                     # depends on the image's mean
 
     def affine(self, u, channels, low, high):
         """(M, N, o) of each image from its numbers float32[batch, draws]."""
@@ -94,7 +94,7 @@ def hue(angle, channels):
 
 
 def _chroma():
-    """What is left of a colour without its luma."""
+    """What is left of a color without its luma."""
     return tf.eye(3) - tf.constant([LUMA] * 3)
 
 
@@ -139,7 +139,7 @@ class Brightness(Linear):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Contrast(Linear):
-    """Stretches or squeezes colours about each channel's mean m: m + (1 + factor) * (x - m).
+    """Stretches or squeezes colors about each channel's mean m: m + (1 + factor) * (x - m).
 
     Args:
       factor: a pair (low, high), or f for (-f, f); -1 (flat) to 10.
@@ -157,7 +157,7 @@ class Contrast(Linear):
 
     factor: float | tuple = 0.2
     probability: float = 1.0
-    centring = True
+    centering = True
 
     def __post_init__(self):
         self.set_range("factor", low=-1, high=10)
@@ -170,7 +170,7 @@ class Contrast(Linear):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Saturation(Linear):
-    """Moves colours away from or towards their gray g (Rec. 601): g + (1 + factor) * (x - g).
+    """Moves colors away from or towards their gray g (Rec. 601): g + (1 + factor) * (x - g).
 
     Needs 3 channels; an image of 1 channel is gray already and stays as it is.
 
@@ -197,16 +197,16 @@ class Saturation(Linear):
         self.check_probability()
 
     def affine(self, u, channels, low, high):
-        require_colours(self, channels)
+        require_colors(self, channels)
         return saturation(1 + between(u[:, 1], self.factor), channels)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Hue(Linear):
-    """Turns colours about the gray axis, in the I-Q plane of NTSC: gray and luma stay.
+    """Turns colors about the gray axis, in the I-Q plane of NTSC: gray and luma stay.
 
-    A linear map, so it shares the one colour matrix; not the (non-linear) hue of HSV. Needs 3 channels; an image of
+    A linear map, so it shares the one color matrix; not the (non-linear) hue of HSV. Needs 3 channels; an image of
     1 channel stays as it is.
 
     Args:
@@ -232,11 +232,11 @@ class Hue(Linear):
         self.check_probability()
 
     def affine(self, u, channels, low, high):
-        require_colours(self, channels)
+        require_colors(self, channels)
         return hue(between(u[:, 1], self.factor) * (2 * math.pi), channels)
 
 
-def require_colours(op, channels):
+def require_colors(op, channels):
     require(channels in (1, 3), f"augment.{type(op).__name__} needs images of 3 channels (or 1, which is gray already)",
             channels=channels, do="Leave it out, or convert the images to RGB.")
 
