@@ -464,7 +464,7 @@ def test_a_file_that_only_a_csv_knows(tmp_path, rng):
                                      {"seed": 0.5}, {"validation_split": 1}, {"validation_split": 1e-9},
                                      {"on_error": "ignore"}])
 def test_arguments_out_of_range(folder, options):
-    arguments = {"image_size": 8, "batch": 2} | options
+    arguments = {"image_size": 8, "batch_size": 2} | options
     with pytest.raises(ValueError, match="Received: "):
         data.image_folder(folder, **arguments)
 
