@@ -1,4 +1,6 @@
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -17,9 +19,8 @@ hypothesis.settings.load_profile("tfopt")
 
 @pytest.fixture(autouse=True)
 def _seeds():
-    import keras
-
-    keras.utils.set_random_seed(0)
+    if "keras" in sys.modules:                              # a test of files alone does without TensorFlow
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture
@@ -27,21 +28,48 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def run_python(tmp_path):
-    """Runs a program in a process of its own, so that it can have its own devices; returns what it printed."""
+@pytest.fixture(scope="session")
+def forks():
+    """`forks.py`, which starts a process that has TensorFlow imported; one a worker, started when first used."""
+    server = subprocess.Popen([sys.executable, "-P", str(pathlib.Path(__file__).with_name("forks.py"))], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    yield server
+    server.stdin.close()
+    server.wait()
 
-    def run(program, *arguments, devices=1, check=True, **environment):
+
+@pytest.fixture
+def run_python(tmp_path, request):
+    """Runs a program in a process of its own, so that it can have its own devices; returns what it printed.
+
+    The process is a fork of one that has imported TensorFlow. `fork=False` starts Python anew, which costs seconds: for
+    programs that are about importing, or that kill and start processes.
+    """
+
+    def run(program, *arguments, devices=1, check=True, fork=True, **environment):
         preamble = (
             "import tensorflow as tf\n"
             "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0],"
             f" [tf.config.LogicalDeviceConfiguration()] * {devices})\n" if devices > 1 else "")
         path = tmp_path / "program.py"
         path.write_text(preamble + program)
-        done = subprocess.run([sys.executable, "-P", str(path), *map(str, arguments)], cwd=tmp_path, text=True,
-                              capture_output=True, env={**os.environ, **environment}, timeout=600)
+        command, environment = [str(path), *map(str, arguments)], {**os.environ, **environment}
+        if fork:
+            done = _forked(request.getfixturevalue("forks"), command, tmp_path, environment)
+        else:
+            done = subprocess.run([sys.executable, "-P", *command], cwd=tmp_path, text=True, capture_output=True,
+                                  env=environment, timeout=600)
         if check:
             assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout if check else done
 
     return run
+
+
+def _forked(server, command, folder, environment):
+    files = {name: folder / f"program.{name}" for name in ("stdout", "stderr")}
+    print(json.dumps({"command": command, "cwd": str(folder), "environment": environment, "seconds": 600,
+                      **{name: str(path) for name, path in files.items()}}), file=server.stdin, flush=True)
+    code = server.stdout.readline()
+    assert code, "tests/forks.py has ended; start it by itself to see why"
+    return subprocess.CompletedProcess(command, int(code), *(files[name].read_text() for name in ("stdout", "stderr")))

@@ -86,7 +86,7 @@ def test_techniques_load_neither_tfmot_nor_keras_tuner():
 @pytest.mark.parametrize(("variable", "value", "word"), [("TF_USE_LEGACY_KERAS", "1", "Keras 2"),
                                                          ("KERAS_BACKEND", "jax", "another backend")])
 def test_a_wrong_environment_is_refused_in_one_sentence(run_python, variable, value, word):
-    done = run_python("import tfopt.schedules", check=False, **{variable: value})
+    done = run_python("import tfopt.schedules", check=False, fork=False, **{variable: value})
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: tfopt works with Keras")
     assert word in last

@@ -445,7 +445,7 @@ import keras, sys
 assert dict(os.environ) == before
 assert tf.keras.layers.Dense is keras.layers.Dense
 assert "tensorflow_model_optimization" not in sys.modules
-""", TF_CPP_MIN_LOG_LEVEL="3"))
+""", fork=False, TF_CPP_MIN_LOG_LEVEL="3"))
 
 
 class Nameless(L.Layer):

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "digits.npz", **{f"{name}_{part}": array for name, pair in zip(
         ("train", "val", "test"), parts, strict=True) for part, array in zip("xy", pair, strict=True)})
-    done = run_python(PROGRAM, tmp_path, kills, repr(OPTIONS), check=False)
+    done = run_python(PROGRAM, tmp_path, kills, repr(OPTIONS), check=False, fork=False)
     assert done.returncode == -9, done.stderr[-2000:]
     lines = (tmp_path / "tried" / "tried.jsonl").read_text().split("\n")
     assert len(lines) == kills + 1

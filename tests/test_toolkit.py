@@ -16,13 +16,14 @@ assert tf.keras.__version__.startswith("3.")
 @pytest.mark.parametrize("before", ["", "import keras", "import tensorflow",
                                     "import tensorflow; tensorflow.keras.layers"])
 def test_the_process_is_left_as_it_was(run_python, before):
-    run_python(PROGRAM.format(before=before, variable=None))
+    run_python(PROGRAM.format(before=before, variable=None), fork=False)
 
 
 def test_a_variable_that_was_set_stays_set(run_python):
-    run_python(PROGRAM.format(before="", variable="0"), TF_USE_LEGACY_KERAS="0")
+    run_python(PROGRAM.format(before="", variable="0"), fork=False, TF_USE_LEGACY_KERAS="0")
 
 
 def test_stock_tfmot_does_not(run_python):
     """Negative control: without the door the variable is set."""
-    run_python("import os, tensorflow_model_optimization; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'")
+    run_python("import os, tensorflow_model_optimization; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'",
+               fork=False)
