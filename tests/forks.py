@@ -6,11 +6,15 @@ loads a saved model has to import what the model needs, as in a process of its o
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
 import signal
 import sys
+
+HEAVY = ("tensorflow_model_optimization", "ai_edge_litert.interpreter", "keras_tuner", "matplotlib.pyplot", "optuna",
+         "pandas", "scipy.stats", "sklearn.datasets")
 
 
 def serve(requests, answers):
@@ -38,17 +42,11 @@ def main():
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                                                 # what the imports print is no answer
 
-    import ai_edge_litert.interpreter
     import keras
-    import keras_tuner
-    import matplotlib.pyplot
-    import optuna
-    import pandas
-    import scipy.stats
-    import sklearn.datasets
     import tensorflow as tf
-    assert tf.keras.layers.Layer is keras.layers.Layer            # before tensorflow_model_optimization makes it Keras 2
-    import tensorflow_model_optimization  # noqa: F401
+    assert tf.keras.layers.Layer is keras.layers.Layer        # before tensorflow_model_optimization makes it Keras 2
+    for name in HEAVY:
+        importlib.import_module(name)
 
     gc.collect()
     gc.freeze()                                                   # a collection in a fork would copy every page

@@ -50,7 +50,7 @@ print(search.frame[["kind", "status", "message"]].to_json(orient="values"))
 
 
 def test_a_killed_search_ends_as_if_nothing_had_happened(run_python):
-    assert json.loads(run_python(KILLS, VERIFY, fork=False)) == [True, 2, 5]                # same, killed twice, five trials
+    assert json.loads(run_python(KILLS, VERIFY, fork=False)) == [True, 2, 5]    # same, killed twice, five trials
 
 
 def test_the_trial_of_a_killed_worker_is_finished_by_the_other(run_python):
