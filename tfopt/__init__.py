@@ -1,12 +1,32 @@
-"""Make a Keras model better, smaller and faster, and prove it.
+"""Make a Keras model better, smaller and faster, and measure it.
 
-This file is the map of the house. Importing `tfopt` loads nothing heavy: a module, and TensorFlow with it, is
-imported when its name is first used.
+Importing `tfopt` loads nothing heavy: a module, and TensorFlow with it, is imported when its name is first used.
 
     from tfopt import distill, schedules
 """
 
 import importlib
+import types
+import typing
+
+if typing.TYPE_CHECKING:
+    from . import (
+        augment,
+        average,
+        callbacks,
+        cluster,
+        compress,
+        data,
+        distill,
+        distribute,
+        prune,
+        quantize,
+        regularizers,
+        report,
+        schedules,
+        shrink,
+        tune,
+    )
 
 __version__ = "0.1.0"
 
@@ -14,11 +34,11 @@ __all__ = ["augment", "average", "callbacks", "cluster", "compress", "data", "di
            "quantize", "regularizers", "report", "schedules", "shrink", "tune"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> types.ModuleType:
     if name in __all__:
         return importlib.import_module(f"tfopt.{name}")
     raise AttributeError(f"tfopt has the modules {', '.join(__all__)}. Received: {name!r}. Choose one of them.")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""Augmentation: one resample and one color matrix per image, replayable from (seed, epoch, index)."""
+"""Image augmentation: geometry, color, RandAugment, MixUp, CutMix; compiled, replayable from (seed, epoch, index)."""
 
 from ._color import Brightness, Contrast, Hue, Normalize, Saturation
 from ._geometry import Crop, Flip, Resize, Rotate, Shear, Translate, Zoom
@@ -11,3 +11,7 @@ from ._preview import preview
 __all__ = ["AutoContrast", "Blur", "Brightness", "Contrast", "Crop", "CutMix", "Equalize", "Erase", "Flip", "Hue",
            "MixUp", "Noise", "Normalize", "Pipeline", "Posterize", "RandAugment", "Resize", "Rotate", "Saturation",
            "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom", "preview"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,9 @@
-"""What acts at a moment of training: an exact restart."""
+"""Callbacks: exact restart of an interrupted `fit`."""
 
 from ._resume import Resume
 
 __all__ = ["Resume"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,9 @@
-"""The whole ladder in one call: distil, shrink, prune, cluster, quantise, each step guarded by the accuracy."""
+"""Automatic compression: distill, shrink, prune, cluster, quantize; a stage stays only if the accuracy holds."""
 
 from ._run import STAGES, Result, run
 
 __all__ = ["STAGES", "Result", "run"]
+
+
+def __dir__() -> list[str]:
+    return __all__

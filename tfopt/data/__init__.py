@@ -1,4 +1,4 @@
-"""Input that never starves the model: arrays, tables and image folders as tf.data.
+"""Input pipelines: arrays, tables and image folders as tf.data.
 
     train, validation = data.image_folder("photos", 224, 32, validation_split=0.2, augment=pipeline)
     train, validation, fitted = data.table("wine.csv", "cultivar", 32)
@@ -14,3 +14,7 @@ from ._table import TablePreprocessor, raw_features, table
 
 __all__ = ["ImageReport", "TablePreprocessor", "arrays", "full_batches", "image_folder", "raw_features", "scan_images",
            "table"]
+
+
+def __dir__() -> list[str]:
+    return __all__

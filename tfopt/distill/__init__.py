@@ -1,4 +1,4 @@
-"""A small model learns from a large one."""
+"""Knowledge distillation: a small student learns from one teacher or several."""
 
 from ._cache import cache_teacher
 from ._distiller import Distiller
@@ -8,3 +8,7 @@ from ._teachers import MovingAverage
 
 __all__ = ["DIST", "AttentionTransfer", "DecoupledKD", "Distiller", "Features", "Logits", "MovingAverage",
            "RelationalKD", "cache_teacher"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Every device alike: the right strategy, Keras on several machines, a check, and `python -m tfopt.distribute`."""
+"""Distributed training: the right strategy, Keras on several machines, a check, a launcher."""
 
 import importlib
 import typing
@@ -18,3 +18,7 @@ def __getattr__(name):                                     # the launcher must n
     if name in _FILE:
         return getattr(importlib.import_module(f"{__name__}.{_FILE[name]}"), name)
     raise AttributeError(f"tfopt.distribute has {', '.join(__all__)}. Received: {name!r}. Choose one of them.")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,9 @@
-"""Zeros in the weights, through TFMOT's magnitude pruning: wrap, fit, strip."""
+"""Magnitude pruning: zeros in the weights, free, in N:M patterns or in blocks."""
 
 from ._prune import SparsitySummaries, plan, sparsities, strip, wrap, xnnpack_layers
 
 __all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap", "xnnpack_layers"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""8 bits: train with quantisation in the loop, and convert to LiteRT (TFLite) files that compute in integers.
+"""Quantization: quantization-aware training, LiteRT (TFLite) files after training, a diagnosis of what they lose.
 
     wrap -> fit -> convert        quantisation-aware training (the TF Model Optimization toolkit's 8-bit scheme)
     convert                       after training, for any Keras model
@@ -11,3 +11,7 @@ from ._lite import LiteModel, load
 from ._train import calibrate, plan, wrap
 
 __all__ = ["LiteModel", "calibrate", "convert", "diagnose", "load", "plan", "wrap"]
+
+
+def __dir__() -> list[str]:
+    return __all__

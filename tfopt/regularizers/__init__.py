@@ -1,6 +1,10 @@
-"""Weight -> penalty; a layer that drops whole branches; both put into a model that is already trained."""
+"""Regularization: weight penalties and stochastic depth, also for a model that is already trained."""
 
 from ._regularizers import L1, L1L2, L2, DropPath, GroupLasso, Hoyer, Kurtosis, OrthogonalRegularizer, Sum, add, dropout
 
 __all__ = ["L1", "L1L2", "L2", "DropPath", "GroupLasso", "Hoyer", "Kurtosis", "OrthogonalRegularizer", "Sum", "add",
            "dropout"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Step -> learning rate: schedules, a test that suggests a rate, and a plateau callback that works with schedules."""
+"""Learning-rate schedules, a range test that suggests a rate, a plateau callback that works with schedules."""
 
 from .._keras import keras
 from ._find import Finding, find
@@ -27,3 +27,7 @@ PolynomialDecay = keras.optimizers.schedules.PolynomialDecay
 __all__ = ["Constant", "CosineDecay", "CosineDecayRestarts", "Cyclic", "ExponentialDecay", "Finding", "InverseSqrt",
            "InverseTimeDecay", "Join", "Knee", "Linear", "OneCycle", "PiecewiseConstantDecay", "Plateau",
            "PolynomialDecay", "Scaled", "Step", "Warmup", "find", "get"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,11 @@
-"""Search over everything a `build(hp)` chooses: survives being killed, reports what it can hand out."""
+"""Hyperparameter search over a `build(hp)`: survives being killed; several objectives, limits, folds, workers."""
 
 from ._search import Search, cross_validate
 from ._spaces import augmentation, distillation, regularizer, schedule, shrink_ratio, sparsity
 
 __all__ = ["Search", "augmentation", "cross_validate", "distillation", "regularizer", "schedule", "shrink_ratio",
            "sparsity"]
+
+
+def __dir__() -> list[str]:
+    return __all__
