@@ -1,0 +1,70 @@
+"""The public names are annotated, and the annotations hold."""
+
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tfopt
+
+PROJECT = pathlib.Path(__file__).parent.parent
+
+
+def pyright(*arguments):
+    """The report of basedpyright, with the settings in pyproject.toml, on the package that is imported here."""
+    command = [sys.executable, "-P", "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", *arguments]
+    where = pathlib.Path(tfopt.__file__).parents[1]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=PROJECT,
+                          env={**os.environ, "PYTHONPATH": str(where)})
+    return json.loads(done.stdout)
+
+
+def unknown(report):
+    return [symbol["name"] for symbol in report["typeCompleteness"]["symbols"]
+            if symbol["isExported"] and not symbol["isTypeKnown"]]
+
+
+def test_public_names_are_annotated():
+    report = pyright("--verifytypes", "tfopt", "--ignoreexternal")
+    assert report["typeCompleteness"]["exportedSymbolCounts"]["withKnownType"] > 100
+    assert report["typeCompleteness"]["completenessScore"] >= 0.95, unknown(report)
+
+
+def public_callables():
+    """(name, function) of all public functions, of constructors, and of the public methods that a class defines."""
+    for module in tfopt.__all__:
+        for name in (listed := importlib.import_module(f"tfopt.{module}")).__all__:
+            thing = getattr(listed, name)
+            if not getattr(thing, "__module__", "").startswith("tfopt"):
+                continue
+            if not inspect.isclass(thing):
+                yield f"{module}.{name}", thing
+                continue
+            for method, value in vars(thing).items():
+                value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if inspect.isfunction(value) and (method in ("__init__", "__call__") or not method.startswith("_")):
+                    yield f"{module}.{name}.{method}", value
+
+
+def missing(function):
+    """What a function leaves without annotation: parameters, "return"."""
+    signature = inspect.signature(function)
+    bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")]
+    return bare + ["return"] * (signature.return_annotation is signature.empty and function.__name__ != "__init__")
+
+
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in public_callables()
+                                      if inspect.isfunction(function)])
+def test_every_parameter_is_annotated(function):
+    assert not missing(function)
+
+
+def test_a_bare_parameter_is_found():
+    """Negative control."""
+    def made(a: int, b, *, c=1) -> None: ...
+    assert missing(made) == ["b", "c"]
