@@ -2,20 +2,30 @@
 VENV ?= .venv
 RESULTS ?= results
 PYTHON ?= python3
+M ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 RUN = $(VENV)/bin/python -P
+TESTS = $(if $(M),$(wildcard tests/test_$(M)*.py) tests/test_common.py tests/test_docs.py tests/test_words.py -k $(M))
 
-.PHONY: demo test check examples docs bench verify clean
+.PHONY: help demo test test-all check examples docs bench verify clean
+
+help:                           ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: $(VENV)/.ready            ## the main job: a real model gets better and smaller; a table and a picture
 	$(RUN) examples/mnist.py --quick --save $(RESULTS)
 
-test: $(VENV)/.ready            ## the whole suite, examples in docstrings and README included
+test: $(VENV)/.ready            ## the quick tests, in minutes; `make test M=prune`: those of one module
+	$(VENV)/bin/pytest -n 2 -m "not slow" $(TESTS)
+
+test-all: $(VENV)/.ready        ## all tests
 	$(VENV)/bin/pytest -n 2
 
-check: $(VENV)/.ready           ## lint
+check: $(VENV)/.ready           ## lint, spelling, types
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/codespell *.md docs tfopt tests examples benchmarks
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 examples: $(VENV)/.ready        ## every example, the short way
 	for script in examples/*.py; do $(RUN) $$script --quick --save $(RESULTS) || exit 1; done
@@ -35,5 +45,5 @@ $(VENV)/.ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable '.[test]'
 	touch $@
 
-clean:
+clean:                          ## without the environment, and what was built
 	rm -rf $(VENV) $(RESULTS) build dist site
