@@ -116,6 +116,12 @@ def test_linear_colors_equal_numpy(rng):
 
     close(augment.Brightness((0.3, 0.3)), x + 0.3 * 255)
     close(augment.Brightness((-0.4, -0.4)), x - 0.4 * 255)
+    close(augment.Brightness((-0.4, -0.4), multiply=True), 0.6 * x)
+    pil = [np.asarray(ImageEnhance.Brightness(Image.fromarray(image.astype("uint8"))).enhance(1.3)) for image in x]
+    np.testing.assert_allclose(view([augment.Brightness((0.3, 0.3), multiply=True)], x.astype("uint8")), pil, atol=1)
+    shifted = view([augment.Brightness((0.3, 0.3), multiply=True)], (x / 127.5 - 1).astype("float32"),
+                   value_range=(-1, 1))
+    np.testing.assert_allclose((shifted + 1) * 127.5, np.clip(1.3 * x, 0, 255), atol=1e-2)
     close(augment.Contrast((0.7, 0.7)), mean + 1.7 * (x - mean))
     close(augment.Saturation((-0.6, -0.6)), gray + 0.4 * (x - gray))
     close(augment.Saturation((1.2, 1.2)), gray + 2.2 * (x - gray))
@@ -346,6 +352,11 @@ def test_rotated_boxes_hold_their_corners():
     (lambda: augment.Flip(probability=2), "`probability` must be"),
     (lambda: augment.Rotate(15), "fraction of a full turn"),
     (lambda: augment.Zoom((-1, 0)), "`height_factor` must be a number or a pair"),
+    (lambda: augment.Zoom((0.8, 1.2)), r"not a range around 1.*Write \(-0.2, 0.2\) for 0.8 to 1.2 times"),
+    (lambda: augment.Contrast((0.5, 1.5)), "not a range around 1"),
+    (lambda: augment.Brightness((0.8, 1.2)), r"For 0.8 to 1.2 times write \(0.2, multiply=True\)"),
+    (lambda: augment.Brightness(0.2, multiply=1), "`multiply` must be True or False"),
+    (lambda: augment.Pipeline([augment.Op()]), "an operation has one of the methods"),
     (lambda: augment.Translate("far"), "`height_factor` must be a number or a pair"),
     (lambda: augment.Shear((0.2, 0.1)), "`x_factor` must be a number or a pair"),
     (lambda: augment.Crop(0, 5), "`height` must be a whole number >= 1"),
@@ -392,11 +403,13 @@ def images_of(shape=(2, 8, 8, 3), dtype="uint8", high=255):
     ([augment.Blur(5)], {}, images_of(), "must fit into the images"),
     ([augment.MixUp(num_classes=2)], {}, images_of(), "MixUp needs labels"),
     ([augment.CutMix(num_classes=2)], {}, images_of(), "CutMix needs labels"),
-    ([], {}, {"pictures": images_of()}, "a dict has the keys"),
-    ([], {}, {"images": images_of(), "mask": images_of()}, "a dict has the keys"),
+    ([], {}, {"images": images_of(), "mask": images_of()}, "a dict with `images` has the keys"),
+    ([], {}, {"left": images_of(), "right": images_of()}, "exactly one input that is images"),
+    ([], {}, {"image": images_of(), "bbox": np.zeros((2, 3, 4))}, "moves boxes only in a dict"),
+    ([], {}, images_of((2, 3, 16, 16)), "takes channels last"),
     ([], {}, {"images": images_of(), "masks": np.zeros(2)}, "masks are"),
     ([], {}, {"images": images_of(), "boxes": np.zeros((2, 4))}, "boxes are"),
-    ([augment.MixUp()], {}, {"images": images_of(), "masks": images_of(), "labels": np.eye(2)}, "no masks and no")])
+    ([augment.MixUp()], {}, {"images": images_of(), "masks": images_of(), "labels": np.eye(2)}, "no masks, no boxes")])
 def test_images_are_refused(ops, settings, images, message):
     with pytest.raises(ValueError, match=message):
         augment.Pipeline(ops, jit_compile=False, **settings).apply(images, epoch=0, index=[0, 1])

@@ -7,7 +7,8 @@ graph.py
     Sequential._functional                        3.15            the graph behind a built Sequential model
     Functional._inputs_struct                     3.15            the graph's inputs, nested as the user nested them
     Functional._run_through_graph                 3.15            replays the graph with another function per operation
-    KerasTensor._keras_history                    3.15            the operation and node a graph's tensor comes from
+    KerasTensor._keras_history                    3.15            the operation and node a graph's tensor comes from;
+                                                                  what Sequential.add asks a layer for
     Operation._inbound_nodes, Node.input_tensors  3.15            the tensors that went into one use of an operation
     Operation._outbound_nodes                     3.15            where its outputs are used
     Functional._nodes_by_depth, Node.arguments    3.15            each use of an operation, with what it was called with
@@ -77,6 +78,7 @@ from .config import ConfigFromArguments, serializable  # noqa: E402
 from .datasets import datasets_in, holds_resources, shuffled_by, without_autotune  # noqa: E402
 from .graph import (  # noqa: E402
     Functional,
+    NotALayer,
     adapted,
     fresh_inputs,
     fresh_operation,
@@ -106,7 +108,7 @@ from .training import (  # noqa: E402
 )
 from .workers import patch_workers  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "adapted", "call_losses",
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "adapted", "call_losses",
            "compile_arguments", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names", "fresh_operation",
            "functions_of", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of",
            "parts_of", "patch_workers", "producer", "randomness", "remade", "replay", "same_randomness", "schedule_of",

@@ -39,6 +39,20 @@ def replay(graph, inputs, operation, call=None):
     return graph._run_through_graph(inputs, operation_fn=operation, call_fn=calls)
 
 
+class NotALayer:
+    """Mixin of what users may take for a layer: `Sequential` and calls refuse it with the sentence `not_a_layer()`."""
+
+    @property
+    def _keras_history(self):                              # the first thing that Sequential.add asks for
+        raise TypeError(self.not_a_layer())
+
+    def __call__(self, *args, **kwargs):
+        raise TypeError(self.not_a_layer())
+
+    def not_a_layer(self):
+        raise NotImplementedError
+
+
 def producer(tensor):
     """The operation that made a tensor of a graph, and the tensors that went into that use of it."""
     history = tensor._keras_history

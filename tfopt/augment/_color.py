@@ -57,19 +57,11 @@ def recolor(images, affine, *, mixing, centering):
     return sum(terms[1:], terms[0]) + b[:, None, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Linear(Op):
-    mixing = False                       # channels meet
-    centering = False                     # depends on the image's mean
-
-    def affine(self, u, channels, low, high):
-        """(M, N, o) of each image from its numbers float32[batch, draws]."""
-        raise NotImplementedError
-
-
-def brightness(delta, channels, low, high):
+def brightness(delta, channels, low, high, multiply=False):
     eye, zero, _ = identity(tf.shape(delta)[0], channels)
-    return eye, zero, tf.repeat(delta[:, None] * (high - low), channels, axis=1)
+    shift = -low * delta if multiply else (high - low) * delta
+    eye = eye * (1 + delta)[:, None, None] if multiply else eye
+    return eye, zero, tf.repeat(shift[:, None], channels, axis=1)
 
 
 def contrast(scale, channels):
@@ -108,12 +100,16 @@ def _quarter_turn():
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Brightness(Linear):
-    """Makes images lighter or darker: x + factor * (high - low of the value range).
+class Brightness(Op):
+    """Brightness: adds factor * (high - low of the value range), or multiplies by 1 + factor.
+
+        x + factor (high - low),   with `multiply`: low + (1 + factor) (x - low)
 
     Args:
       factor: a pair (low, high), or f for (-f, f); -1 to 1.
       probability: that an image is changed at all, 0 to 1.
+      multiply: False adds, as keras.layers.RandomBrightness; True multiplies, as Pillow, torchvision and
+        ImageDataGenerator: their (0.8, 1.2) is `Brightness(0.2, multiply=True)`.
 
     Raises:
       ValueError: an argument is out of range.
@@ -125,20 +121,24 @@ class Brightness(Linear):
       151.0
     """
 
-    factor: float | tuple = 0.2
+    factor: float | tuple[float, float] = 0.2
     probability: float = 1.0
+    multiply: bool = False
+    mixing = centering = False
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=1)
-        self.check_probability()
+        self._set_range("factor", low=-1, high=1, remedy="For 0.8 to 1.2 times write (0.2, multiply=True).")
+        self._check_probability()
+        require(isinstance(self.multiply, bool), "augment.Brightness: `multiply` must be True or False",
+                multiply=self.multiply)
 
     def affine(self, u, channels, low, high):
-        return brightness(between(u[:, 1], self.factor), channels, low, high)
+        return brightness(between(u[:, 1], self.factor), channels, low, high, self.multiply)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Contrast(Linear):
+class Contrast(Op):
     """Stretches or squeezes colors about each channel's mean m: m + (1 + factor) * (x - m).
 
     Args:
@@ -157,11 +157,11 @@ class Contrast(Linear):
 
     factor: float | tuple = 0.2
     probability: float = 1.0
-    centering = True
+    mixing = False
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=10)
-        self.check_probability()
+        self._set_range("factor", low=-1, high=10, relative=True)
+        self._check_probability()
 
     def affine(self, u, channels, low, high):
         return contrast(1 + between(u[:, 1], self.factor), channels)
@@ -169,7 +169,7 @@ class Contrast(Linear):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Saturation(Linear):
+class Saturation(Op):
     """Moves colors away from or towards their gray g (Rec. 601): g + (1 + factor) * (x - g).
 
     Needs 3 channels; an image of 1 channel is gray already and stays as it is.
@@ -190,11 +190,11 @@ class Saturation(Linear):
 
     factor: float | tuple = 0.2
     probability: float = 1.0
-    mixing = True
+    centering = False
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=10)
-        self.check_probability()
+        self._set_range("factor", low=-1, high=10, relative=True)
+        self._check_probability()
 
     def affine(self, u, channels, low, high):
         require_colors(self, channels)
@@ -203,7 +203,7 @@ class Saturation(Linear):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Hue(Linear):
+class Hue(Op):
     """Turns colors about the gray axis, in the I-Q plane of NTSC: gray and luma stay.
 
     A linear map, so it shares the one color matrix; not the (non-linear) hue of HSV. Needs 3 channels; an image of
@@ -225,11 +225,11 @@ class Hue(Linear):
 
     factor: float | tuple = 0.05
     probability: float = 1.0
-    mixing = True
+    centering = False
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=1, why="It is a fraction of a full turn: 15 degrees are 15 / 360.")
-        self.check_probability()
+        self._set_range("factor", low=-1, high=1, remedy="It is a fraction of a full turn: 15 degrees are 15 / 360.")
+        self._check_probability()
 
     def affine(self, u, channels, low, high):
         require_colors(self, channels)

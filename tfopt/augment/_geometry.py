@@ -141,26 +141,9 @@ def move_boxes(boxes, matrix, old, new):
     return tf.stack(ends, axis=2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Geometric(Op):
-    geometric = True
-
-    def size(self, old):
-        """(height, width) of the new image."""
-        return old
-
-    def matrix(self, u, old):
-        """The matrix of each image from its numbers float32[batch, draws]."""
-        raise NotImplementedError
-
-    def still(self, batch, old):
-        """The matrix when nothing is random: identity, unless the size changes."""
-        return identity(batch)
-
-
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Flip(Geometric):
+class Flip(Op):
     """Mirrors images.
 
     Args:
@@ -184,7 +167,7 @@ class Flip(Geometric):
     def __post_init__(self):
         modes = ("horizontal", "vertical", "horizontal_and_vertical")
         require(self.mode in modes, f"augment.Flip: `mode` must be one of {', '.join(modes)}", mode=self.mode)
-        self.check_probability()
+        self._check_probability()
 
     def acts(self, u):
         return u[:, 0] < 1                                    # each way decides for itself
@@ -198,7 +181,7 @@ class Flip(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Rotate(Geometric):
+class Rotate(Op):
     """Turns images about their center.
 
     Args:
@@ -221,8 +204,8 @@ class Rotate(Geometric):
     probability: float = 1.0
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=1, why="It is a fraction of a full turn: 15 degrees are 15 / 360.")
-        self.check_probability()
+        self._set_range("factor", low=-1, high=1, remedy="It is a fraction of a full turn: 15 degrees are 15 / 360.")
+        self._check_probability()
 
     def matrix(self, u, old):
         angle = between(u[:, 1], self.factor) * (2 * math.pi)
@@ -232,12 +215,12 @@ class Rotate(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Zoom(Geometric):
+class Zoom(Op):
     """Zooms in and out about the center.
 
     Args:
       height_factor: the new image shows 1 + factor of the old height: positive zooms out, negative in. A pair
-        (low, high), or f for (-f, f); above -1.
+        (low, high), or f for (-f, f); above -1. A range around 1, such as (0.8, 1.2), is refused: write (-0.2, 0.2).
       width_factor: the same for the width; None keeps the aspect ratio.
       probability: that an image is zoomed at all, 0 to 1.
 
@@ -257,10 +240,10 @@ class Zoom(Geometric):
     draws = 3
 
     def __post_init__(self):
-        self.set_range("height_factor", low=-0.99, high=10)
+        self._set_range("height_factor", low=-0.99, high=10, relative=True)
         if self.width_factor is not None:
-            self.set_range("width_factor", low=-0.99, high=10)
-        self.check_probability()
+            self._set_range("width_factor", low=-0.99, high=10, relative=True)
+        self._check_probability()
 
     def matrix(self, u, old):
         tall = 1 + between(u[:, 1], self.height_factor)
@@ -271,7 +254,7 @@ class Zoom(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Translate(Geometric):
+class Translate(Op):
     """Shifts images.
 
     Args:
@@ -296,10 +279,10 @@ class Translate(Geometric):
     draws = 3
 
     def __post_init__(self):
-        self.set_range("height_factor", low=-1, high=1)
+        self._set_range("height_factor", low=-1, high=1)
         if self.width_factor is not None:
-            self.set_range("width_factor", low=-1, high=1)
-        self.check_probability()
+            self._set_range("width_factor", low=-1, high=1)
+        self._check_probability()
 
     def matrix(self, u, old):
         down = between(u[:, 1], self.height_factor) * old[0]
@@ -310,7 +293,7 @@ class Translate(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Shear(Geometric):
+class Shear(Op):
     """Slants images about their center.
 
     Args:
@@ -335,9 +318,9 @@ class Shear(Geometric):
     draws = 3
 
     def __post_init__(self):
-        self.set_range("x_factor", low=-2, high=2)
-        self.set_range("y_factor", low=-2, high=2)
-        self.check_probability()
+        self._set_range("x_factor", low=-2, high=2)
+        self._set_range("y_factor", low=-2, high=2)
+        self._check_probability()
 
     def matrix(self, u, old):
         x, y = between(u[:, 1], self.x_factor), between(u[:, 2], self.y_factor)
@@ -347,7 +330,7 @@ class Shear(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Crop(Geometric):
+class Crop(Op):
     """Cuts a window out of each image, at a random place; the middle one when not training.
 
     Args:
@@ -376,10 +359,10 @@ class Crop(Geometric):
         require_number("height", self.height, low=1, integer=True)
         require_number("width", self.width, low=1, integer=True)
         if self.scale is not None:
-            self.set_range("scale", low=0.01, high=1, around=False)
+            self._set_range("scale", low=0.01, high=1, around=False)
 
     def size(self, old):
-        require(self.scale or (self.height <= old[0] and self.width <= old[1]),
+        require(self.scale or None in old or (self.height <= old[0] and self.width <= old[1]),
                 "augment.Crop: the window must fit into the images", window=(self.height, self.width), images=old,
                 do="Crop less, or put augment.Resize before it.")
         return self.height, self.width
@@ -410,7 +393,7 @@ class Crop(Geometric):
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Resize(Geometric):
+class Resize(Op):
     """Brings images to one size, with every other geometric operation around it in the same resample.
 
     It takes four neighbors per pixel (no anti-aliasing): to shrink photographs by more than a half, resize them when

@@ -55,7 +55,7 @@ class Mix(Op):
         require_number("alpha", self.alpha, above=0, high=100)
         if self.num_classes is not None:
             require_number("num_classes", self.num_classes, low=2, integer=True)
-        self.check_probability()
+        self._check_probability()
 
     def soft(self, labels):
         """Labels as float32 that can be mixed; whole numbers become one-hot."""

@@ -1,23 +1,21 @@
 """The pipeline: runs of operations become few passes over the pixels."""
 
 import types
+import typing
 
 from .._check import require, require_number
 from .._keras import in_xla, keras, serializable, tf
-from . import _mix, _random
+from . import _elements, _mix, _random
 from ._color import Normalize
+from ._elements import element_of
 from ._geometry import FILL_MODES
-from ._op import Op
-from ._program import Memory, Program, pad
-
-MASKS = ("masks", "segmentation_masks")
-BOXES = ("boxes", "bounding_boxes")
-KEYS = ("images", "labels", "sample_weights", *MASKS, *BOXES)
+from ._op import Op, kind
+from ._program import Memory, Program, pad, resizes, to_dtype
 
 
 @serializable
 class Pipeline(keras.layers.Layer):
-    """Augments batches of images: one resample, one color matrix, the same views whenever they are asked for.
+    """Data augmentation of batches of images: random operations, replayable from (seed, epoch, index).
 
         view = f(seed, epoch, index, image)
 
@@ -35,10 +33,10 @@ class Pipeline(keras.layers.Layer):
 
     Operations take effect in their order. A run of geometric ones is one bilinear resample about the image's center, a
     run of linear color ones one matrix, clipped to the value range at its end; put alike beside alike. `replayable` is
-    False if the pipeline holds MixUp or CutMix, whose answer depends on which images share a batch.
+    False if the pipeline holds MixUp or CutMix, whose result depends on which images share a batch.
 
     Args:
-      ops: list of operations of this module. MixUp and CutMix come last, Normalize before them.
+      ops: list of operations of this module or of your own (`Op`). MixUp and CutMix come last, Normalize before them.
       seed: whole number.
       fill_mode: what geometric operations show from outside the image: "reflect" (d c b a | a b c d | d c b a),
         "constant", "nearest" or "wrap".
@@ -50,12 +48,15 @@ class Pipeline(keras.layers.Layer):
         where TensorFlow has no XLA, or to look inside.
 
     Call:
-      images: [batch, height, width, channels], size known; uint8 (then the value range is (0, 255)) or floating.
-      Or a dict with `images` and any of `labels`, `sample_weights`; `masks` ([batch, height, width] or with a last
-      axis 1; moved as the images are, nearest pixel, 0 outside for "constant"); `boxes` (float [batch, n, 4]: x1, y1,
-      x2, y2 in pixels; moved by their corners and clipped; one that has left the image has no area). Keras' names
-      `segmentation_masks` and `bounding_boxes` are understood too. `map` also takes (images, labels) and (images,
-      labels, weights).
+      images: [batch, height, width, channels]; uint8 (then the value range is (0, 255)) or floating. The size must be
+        known when the pipeline acts; a model may be built with `keras.Input((None, None, 3))`.
+      `map` also takes (images, targets) and (images, targets, weights), each an array, a dict or a tuple, of which one
+        input is images. Whatever else has the images' height and width ([batch, height, width] or one axis more: a
+        mask, a depth map, a weight for each pixel) moves with them: whole numbers by the nearest pixel, floating ones
+        bilinearly; with "constant", 0 comes from outside. All the rest passes unchanged.
+      A dict with `images` has any of `labels`, `sample_weights`, `masks` (moved by the nearest pixel, whatever their
+        dtype) and `boxes` (float [batch, n, 4]: x1, y1, x2, y2 in pixels; moved by their corners and clipped; one that
+        has left the image has no area). Keras' names `segmentation_masks` and `bounding_boxes` do too.
 
     Raises:
       ValueError: an argument is out of range; images of another rank, dtype or range; labels missing for MixUp.
@@ -73,13 +74,13 @@ class Pipeline(keras.layers.Layer):
       True
     """
 
-    def __init__(self, ops, *, seed=0, fill_mode="reflect", value_range=(0, 255), output_range=None, fill_value=0.0,
-                 jit_compile=True, **kwargs):
+    def __init__(self, ops: Op | typing.Sequence[Op], *, seed: int = 0, fill_mode: str = "reflect",
+                 value_range: tuple[float, float] = (0, 255), output_range: tuple[float, float] | None = None,
+                 fill_value: float = 0.0, jit_compile: bool = True, **kwargs: typing.Any):
         super().__init__(**kwargs)
         ops = list(ops) if isinstance(ops, list | tuple) else [ops]
         for op in ops:
-            require(isinstance(op, Op), "augment.Pipeline takes operations of tfopt.augment", op=op,
-                    do="Write for example augment.Pipeline([augment.Flip()]).", error=TypeError)
+            _require_op(op)
         order = [2 if isinstance(op, _mix.Mix) else isinstance(op, Normalize) for op in ops]
         require(order == sorted(order) and order.count(1) <= 1,
                 "augment.Pipeline: Normalize comes after all other operations (once), and MixUp and CutMix after it",
@@ -96,7 +97,7 @@ class Pipeline(keras.layers.Layer):
         self._made = types.SimpleNamespace(programs={}, memory=None)
 
     @property
-    def replayable(self):
+    def replayable(self) -> bool:
         """Does a view depend on nothing but seed, epoch, index and image?"""
         return not any(isinstance(op, _mix.Mix) for op in self.ops)
 
@@ -105,41 +106,62 @@ class Pipeline(keras.layers.Layer):
                                     aggregation="only_first_replica")
 
     def call(self, inputs, training=None):
-        batch = inputs if isinstance(inputs, dict) else {"images": inputs}
+        element = element_of((inputs,))
         if not training:
-            views = self._views(batch, training=False)
-        else:
-            size = tf.shape(batch["images"], out_type=tf.int64)[0]
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            start = tf.convert_to_tensor(self.seen)
-            self.seen.assign_add(size)
-            views = self._views(batch, epoch=-1 - tf.cast(replica, tf.int64), index=start + tf.range(size))
-        return views if isinstance(inputs, dict) else views["images"]
+            views, = self._augment(element, training=False)
+            return views
+        size = tf.shape(element.at(element.image), out_type=tf.int64)[0]
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        start = tf.convert_to_tensor(self.seen)
+        self.seen.assign_add(size)
+        views, = self._augment(element, epoch=-1 - tf.cast(replica, tf.int64), index=start + tf.range(size))
+        return views
 
-    def apply(self, images, labels=None, *, epoch, index):
+    def compute_output_spec(self, inputs, training=None):
+        """The views of inputs whose size need not be known yet."""
+        shape = self.compute_output_shape(keras.tree.map_structure(lambda x: x.shape, inputs))
+        if isinstance(inputs, dict):
+            return {key: keras.KerasTensor(shape[key], self._dtype_of(x.dtype) if key == "images" else x.dtype)
+                    for key, x in inputs.items()}
+        require(len(inputs.shape) == 4, "augment.Pipeline takes batches of images [batch, height, width, channels]",
+                shape=inputs.shape)
+        return keras.KerasTensor(shape, self._dtype_of(inputs.dtype))
+
+    def compute_output_shape(self, input_shape):
+        if isinstance(input_shape, dict):
+            return {key: self.compute_output_shape(shape) if key in ("images", *_elements.MASKS) else shape
+                    for key, shape in input_shape.items()}
+        size = tuple(input_shape[1:3])
+        for op in self.ops:
+            size = op.size(size) if resizes(op) else size
+        return (input_shape[0], *size, *input_shape[3:])
+
+    def apply(self, images, labels=None, *, epoch, index, dtype=None):
         """Images, and labels if they were given, as they are seen in `epoch`.
 
         Args:
           images: a batch, or a dict; see the class.
-          labels: passed through, or mixed by MixUp and CutMix.
+          labels: passed through, mixed by MixUp and CutMix, or moved if they have the image's size.
           epoch: whole number, or int64[batch].
           index: int64[batch], the position of each example in the data set, or any number that names it.
+          dtype: of the views; None is that of the images (see `output_range`). float32 leaves the views of uint8 images
+            unrounded.
 
         Returns:
           images, or (images, labels) if labels were given; a dict for a dict.
         """
-        if isinstance(images, dict):
-            require(labels is None, "augment.Pipeline.apply: labels go into the dict", labels=labels)
-            return self._views(images, epoch=epoch, index=index)
-        views = self._views({"images": images, "labels": labels}, epoch=epoch, index=index)
-        return views["images"] if labels is None else (views["images"], views["labels"])
+        require(labels is None or not isinstance(images, dict) or "images" not in images,
+                "augment.Pipeline.apply: labels go into the dict", labels=labels)
+        parts = (images,) if labels is None else (images, labels)
+        views = self._augment(element_of(parts), epoch=epoch, index=index, dtype=dtype)
+        return views if len(views) > 1 else views[0]
 
     def map(self, *element):
         """An element of a batched tf.data.Dataset, augmented: `dataset.batch(64).map(pipeline.map)`.
 
         Args:
-          *element: images, (images, labels), (images, labels, weights) or a dict; or (index, one of these), as
-            `dataset.enumerate().batch(64)` has it. See the class.
+          *element: inputs, (inputs, targets), (inputs, targets, weights), or a dict with `images`; or (index, one of
+            these), as `dataset.enumerate().batch(64)` has it. See the class.
 
         Returns:
           The same without the index.
@@ -149,71 +171,48 @@ class Pipeline(keras.layers.Layer):
             index, *element = element
         while len(element) == 1 and isinstance(element[0], tuple | list):
             element = element[0]
-        if len(element) == 1 and isinstance(element[0], dict):
-            return self._views(element[0], index=index, counting=True)
         require(1 <= len(element) <= 3, "augment.Pipeline.map takes images, (images, labels), (images, labels, weights)"
                 " or a dict", parts=len(element))
-        views = self._views(dict(zip(("images", "labels"), element[:2], strict=False)), index=index, counting=True)
-        views = (*views.values(), *element[2:])
+        views = self._augment(element_of(element), index=index, counting=True)
         return views if len(views) > 1 else views[0]
 
-    def _views(self, batch, *, epoch=None, index=None, training=True, counting=False):
-        """The augmented dict; `counting` takes the epoch from how often an example has come by."""
-        images, masks, boxes = self._images(batch), _masks(batch), _boxes(batch)
+    def _augment(self, element, *, epoch=None, index=None, training=True, counting=False, dtype=None):
+        """The parts of an element, augmented; `counting` takes the epoch from how often an example has come by."""
+        images = self._images(element.at(element.image), training)
         mixes = [(place, op) for place, op in enumerate(self.ops) if isinstance(op, _mix.Mix)] if training else []
-        require(not mixes or masks is boxes is None, "MixUp and CutMix mix images and labels, no masks and no boxes",
-                keys=list(batch))
-        labels = batch.get("labels")
-        for _, op in mixes:
-            labels = op.soft(labels)
-
-        memory = self._memory() if training and not in_xla() else None
-        rows = tf.shape(images)[0]
-        more = memory.rows(rows) - rows if memory else 0
-        images, masks = pad(images, more), masks if masks is None else pad(masks, more)
-        if not training:
-            index = epoch = tf.zeros(tf.shape(images)[:1], tf.int64)
-        elif index is None:
-            index = _random.fingerprint(images, self.jit_compile)
+        labels = _soft_labels(element, mixes)
+        maps, rows, count = element.maps_to_move(), tf.shape(images)[0], images.shape[0]
+        if training:
+            memory = None if in_xla() else self._memory()
+            more = memory.rows(rows) - rows if memory else 0
+            images, maps = pad(images, more), [(pad(part, more), nearest) for part, nearest in maps]
+            index = self._index(index, images, count, more)
+            epoch = self._epoch(epoch, index, rows, more, memory if counting else None)
         else:
-            index = tf.cast(index, tf.int64)
-            require(index.shape.is_compatible_with(batch["images"].shape[:1]),
-                    "augment.Pipeline: `index` has one number per image", index=tuple(index.shape),
-                    images=tuple(batch["images"].shape))
-            index = pad(index, more)
-        if counting:
-            epoch = memory.sights(index[:rows]) if memory else 0
-        epoch = pad(tf.broadcast_to(tf.cast(epoch, tf.int64), rows[None]), more) if training else epoch
-
-        program = self._program(images, training)
-        images, masks, boxes = program(images, epoch, index, rows, masks=masks, boxes=boxes)
+            index = epoch = tf.zeros(rows[None], tf.int64)
+        result = self._dtype_of(images.dtype) if dtype is None else tf.as_dtype(dtype)
+        program = self._program(images, training, tf.float32 if mixes else result)
+        images, maps, boxes = program(images, epoch, index, rows, maps=maps, boxes=element.at(element.boxes))
         if mixes:
-            keys = _random.example_keys(self.seed, epoch[:rows], index[:rows])
-            numbers = _random.uniform(keys, {place: op.draws for place, op in mixes})
-        for place, op in mixes:
-            images, labels = op.mix(tf.cast(images, tf.float32), labels, numbers[place], keys[0])
-        if mixes and program.result.is_integer:
-            images = tf.round(images)
-        views = {**batch, "images": tf.cast(images, program.result)}
-        if "labels" in batch:
-            views["labels"] = labels
-        if masks is not None:
-            name = _name(batch, MASKS)
-            views[name] = masks if len(batch[name].shape) == 4 else masks[..., 0]
-        if boxes is not None:
-            views[_name(batch, BOXES)] = boxes
-        return views
+            images, labels = self._mix(mixes, images, labels, epoch[:rows], index[:rows])
+            images = to_dtype(images, result)
+        views = element.replaced(images, labels, maps, boxes)
+        return views if isinstance(views, tuple) else (views,)
 
-    def _images(self, batch):
-        unknown = [key for key in batch if key not in KEYS]
-        require("images" in batch and not unknown, f"augment.Pipeline: a dict has the keys {', '.join(KEYS)}",
-                keys=list(batch), do="Leave the others out, or zip them to the result.")
-        images = tf.convert_to_tensor(batch["images"])
-        require(images.shape.rank == 4, "augment.Pipeline takes batches of images [batch, height, width, channels]",
+    def _images(self, images, training):
+        """The images, after all checks."""
+        require(isinstance(images, tf.Tensor) and images.shape.rank == 4,
+                "augment.Pipeline takes batches of images [batch, height, width, channels]",
                 shape=tuple(images.shape) if images.shape.rank is not None else None,
                 do="Call `batch` before `map`; give gray images a last axis of 1.")
-        require(None not in images.shape[1:], "augment.Pipeline needs images of one known size",
-                shape=tuple(images.shape), do="Resize them when they are decoded, or call `set_shape`.")
+        height, width, channels = images.shape[1:]
+        changes = self.ops if training else [op for op in self.ops if resizes(op)]
+        require(channels is not None and (None not in (height, width) or not changes),
+                "augment.Pipeline needs images of one known size", shape=tuple(images.shape),
+                do="Resize them when they are decoded, or call `set_shape`.")
+        require(not (height in (1, 3) and channels > 4 and width > 4),
+                "augment.Pipeline takes channels last: [batch, height, width, channels]", shape=tuple(images.shape),
+                do="Transpose them: tf.transpose(images, (0, 2, 3, 1)).")
         require(images.dtype == tf.uint8 or images.dtype.is_floating,
                 "augment.Pipeline takes uint8 or floating images", dtype=images.dtype.name, do="Cast them.")
         require(images.dtype != tf.uint8 or self.value_range == (0.0, 255.0),
@@ -223,15 +222,41 @@ class Pipeline(keras.layers.Layer):
             _check_values(images, *self.value_range)
         return images
 
+    def _index(self, index, images, count, more):
+        """int64[count + more]: the number that names each example, by default a hash of its pixels."""
+        if index is None:
+            return _random.fingerprint(images, self.jit_compile)
+        index = tf.cast(index, tf.int64)
+        require(index.shape.is_compatible_with([count]), "augment.Pipeline: `index` has one number per image",
+                index=tuple(index.shape), images=count)
+        return pad(index, more)
+
+    def _epoch(self, epoch, index, rows, more, memory):
+        """int64[rows + more]: the epoch of each example, counted if there is a memory to count in."""
+        if epoch is None:
+            epoch = memory.times_met(index[:rows]) if memory else 0
+        return pad(tf.broadcast_to(tf.cast(epoch, tf.int64), rows[None]), more)
+
+    def _mix(self, mixes, images, labels, epoch, index):
+        """float32 images and soft labels after MixUp and CutMix."""
+        keys = _random.example_keys(self.seed, epoch, index)
+        numbers = _random.uniform(keys, {place: op.draws for place, op in mixes})
+        for place, op in mixes:
+            images, labels = op.mix(images, labels, numbers[place], keys[0])
+        return images, labels
+
     def _memory(self):
         if not tf.executing_eagerly():
             return Memory()
         self._made.memory = self._made.memory or Memory()
         return self._made.memory
 
-    def _program(self, images, training):
-        normalized = any(isinstance(op, Normalize) for op in self.ops)
-        result = images.dtype if self.output_range is None and not normalized else tf.as_dtype(self.compute_dtype)
+    def _dtype_of(self, given):
+        """dtype of the views of images of a dtype."""
+        stays = self.output_range is None and not any(isinstance(op, Normalize) for op in self.ops)
+        return tf.as_dtype(given if stays else self.compute_dtype)
+
+    def _program(self, images, training, result):
         key = tuple(images.shape[1:]), result, training
         if key not in self._made.programs:
             settings = {name: getattr(self, name) for name in
@@ -249,6 +274,18 @@ class Pipeline(keras.layers.Layer):
     def from_config(cls, config):
         return cls(**{**config, "ops": [keras.saving.deserialize_keras_object(op) for op in config["ops"]]})
 
+    def __repr__(self):
+        return f"<augment.Pipeline {self.ops}, seed={self.seed}, value_range={self.value_range}>"
+
+
+def _require_op(op):
+    require(isinstance(op, Op), "augment.Pipeline takes operations of tfopt.augment", op=op,
+            do="Write for example augment.Pipeline([augment.Flip()]).", error=TypeError)
+    special = isinstance(op, _mix.Mix | Normalize)
+    require(special or all(kind(part) for part in op.parts()),
+            f"augment.{type(op).__name__}: an operation has one of the methods `matrix`, `affine` and `change`",
+            op=type(op).__name__, do="See augment.Op.", error=TypeError)
+
 
 def _range(name, value):
     ok = isinstance(value, tuple | list) and len(value) == 2
@@ -258,26 +295,14 @@ def _range(name, value):
     return tuple(float(end) for end in value)
 
 
-def _name(batch, names):
-    return next((name for name in names if name in batch), None)
-
-
-def _masks(batch):
-    if _name(batch, MASKS) is None:
-        return None
-    masks = tf.convert_to_tensor(batch[_name(batch, MASKS)])
-    require(masks.shape.rank in (3, 4), "augment.Pipeline: masks are [batch, height, width] or have one more axis",
-            shape=tuple(masks.shape))
-    return masks if masks.shape.rank == 4 else masks[..., None]
-
-
-def _boxes(batch):
-    if _name(batch, BOXES) is None:
-        return None
-    boxes = tf.cast(batch[_name(batch, BOXES)], tf.float32)
-    require(boxes.shape.rank == 3 and boxes.shape[2] == 4, "augment.Pipeline: boxes are [batch, n, 4]",
-            shape=tuple(boxes.shape))
-    return boxes
+def _soft_labels(element, mixes):
+    """The labels as MixUp and CutMix need them, or as they are."""
+    labels = element.at(element.label)
+    require(not mixes or element.mixable, "MixUp and CutMix mix one image and one label per example: no masks, no "
+            "boxes, no other inputs or targets", tensors=len(element.leaves), do="Leave them out of this pipeline.")
+    for _, op in mixes:
+        labels = op.soft(labels)
+    return labels
 
 
 def _is_index(part):

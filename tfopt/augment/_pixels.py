@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 from .._check import require, require_number
 from .._keras import serializable, tf
@@ -44,12 +45,12 @@ def equalize(images, low, high):
     return low + tf.cast(levels, tf.float32) * ((high - low) / 255)
 
 
-def sharpen(images, scale, low, high):
+def sharpen(images, scale):
     """s + scale * (x - s) with s the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13; the outermost pixels stay."""
     middle = images[:, 1:-1, 1:-1]
     weights = tf.constant([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]])[..., None, None] / 13
     smooth = tf.nn.depthwise_conv2d(images, tf.repeat(weights, images.shape[3], axis=2), [1, 1, 1, 1], "VALID")
-    middle = tf.clip_by_value(middle + per_image(scale - 1) * (middle - smooth), low, high)
+    middle += per_image(scale - 1) * (middle - smooth)
     middle = tf.concat([images[:, 1:-1, :1], middle, images[:, 1:-1, -1:]], axis=2)
     return tf.concat([images[:, :1], middle, images[:, -1:]], axis=1)
 
@@ -74,21 +75,13 @@ def _levels(images, low, high):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixel(Op):
-    compiled = True                      # XLA gains; else the plain kernels are as good, and run on chosen images alone
-
-    def parameters(self, u, shape):
-        """Tensors of shape [batch] from the numbers of each image and (height, width, channels)."""
-        return ()
-
-    def change(self, images, parameters, noise, low, high):
-        """float32[batch, height, width, channels] -> the same; `noise()` is one uniform number per value."""
-        raise NotImplementedError
+class Compiled(Op):
+    compiled = True                      # XLA gains; for the others plain kernels are as good, on chosen images alone
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Posterize(Pixel):
+class Posterize(Compiled):
     """Reduces the number of gray levels per channel to 2 ** bits.
 
     Args:
@@ -114,18 +107,18 @@ class Posterize(Pixel):
                 "augment.Posterize: `bits` must be a whole number, or a pair (low, high) of them, within 1 .. 8",
                 bits=self.bits)
         object.__setattr__(self, "bits", tuple(int(bits) for bits in pair))
-        self.check_probability()
+        self._check_probability()
 
     def parameters(self, u, shape):
         return (tf.cast(tf.floor(between(u[:, 1], (self.bits[0], self.bits[1] + 1))), tf.int32),)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         return posterize(images, *parameters, low, high)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Solarize(Pixel):
+class Solarize(Compiled):
     """Inverts all values from a threshold on.
 
     Args:
@@ -146,21 +139,21 @@ class Solarize(Pixel):
     probability: float = 1.0
 
     def __post_init__(self):
-        if isinstance(self.threshold, int | float):
+        if isinstance(self.threshold, numbers.Real):
             object.__setattr__(self, "threshold", (self.threshold, self.threshold))
-        self.set_range("threshold", low=0, high=1)
-        self.check_probability()
+        self._set_range("threshold", low=0, high=1)
+        self._check_probability()
 
     def parameters(self, u, shape):
         return (between(u[:, 1], self.threshold),)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         return solarize(images, low + parameters[0] * (high - low), low, high)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class AutoContrast(Pixel):
+class AutoContrast(Compiled):
     """Stretches each channel of each image to the whole value range; a flat channel stays as it is.
 
     Args:
@@ -179,15 +172,15 @@ class AutoContrast(Pixel):
     probability: float = 1.0
 
     def __post_init__(self):
-        self.check_probability()
+        self._check_probability()
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         return autocontrast(images, low, high)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Equalize(Pixel):
+class Equalize(Op):
     """Spreads the gray levels of each channel evenly (histogram equalization on 256 levels, as Pillow does).
 
     Args:
@@ -206,18 +199,17 @@ class Equalize(Pixel):
     """
 
     probability: float = 1.0
-    compiled = False
 
     def __post_init__(self):
-        self.check_probability()
+        self._check_probability()
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         return equalize(images, low, high)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Sharpness(Pixel):
+class Sharpness(Op):
     """Sharpens (factor > 0) or smooths (factor < 0): s + (1 + factor) * (x - s), with s the smoothed image, as Pillow.
 
     Args:
@@ -237,22 +229,21 @@ class Sharpness(Pixel):
 
     factor: float | tuple = 0.5
     probability: float = 1.0
-    compiled = False
 
     def __post_init__(self):
-        self.set_range("factor", low=-1, high=10)
-        self.check_probability()
+        self._set_range("factor", low=-1, high=10, relative=True)
+        self._check_probability()
 
     def parameters(self, u, shape):
         return (1 + between(u[:, 1], self.factor),)
 
-    def change(self, images, parameters, noise, low, high):
-        return sharpen(images, *parameters, low, high)
+    def change(self, images, parameters, *, noise, low, high):
+        return sharpen(images, *parameters)
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Blur(Pixel):
+class Blur(Op):
     """Blurs with a Gaussian, cut at three times the largest sigma.
 
     Args:
@@ -272,11 +263,10 @@ class Blur(Pixel):
 
     sigma: float | tuple = 1.0
     probability: float = 1.0
-    compiled = False
 
     def __post_init__(self):
-        self.set_range("sigma", low=0, high=20, around=False)
-        self.check_probability()
+        self._set_range("sigma", low=0, high=20, around=False)
+        self._check_probability()
 
     def parameters(self, u, shape):
         require(math.ceil(3 * self.sigma[1]) <= min(shape[:2]),
@@ -284,13 +274,13 @@ class Blur(Pixel):
                 do="Lower `sigma`.")
         return (between(u[:, 1], self.sigma),)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         return blur(images, *parameters, math.ceil(3 * self.sigma[1]))
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Noise(Pixel):
+class Noise(Compiled):
     """Adds Gaussian noise, drawn for each value by itself (cut at 4.2 standard deviations).
 
     Args:
@@ -312,21 +302,21 @@ class Noise(Pixel):
     probability: float = 1.0
 
     def __post_init__(self):
-        self.set_range("stddev", low=0, high=1, around=False)
-        self.check_probability()
+        self._set_range("stddev", low=0, high=1, around=False)
+        self._check_probability()
 
     def parameters(self, u, shape):
         return (between(u[:, 1], self.stddev),)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         place = tf.clip_by_value(2 * noise() - 1, 2.0**-15 - 1, 1 - 2.0**-15)     # beyond, erfinv loses its digits
         normal = math.sqrt(2) * tf.math.erfinv(place)
-        return tf.clip_by_value(images + per_image(parameters[0] * (high - low)) * normal, low, high)
+        return images + per_image(parameters[0] * (high - low)) * normal
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Erase(Pixel):
+class Erase(Compiled):
     """Covers a rectangle of each image (random erasing, cutout). Masks and boxes stay as they are.
 
     Args:
@@ -354,18 +344,18 @@ class Erase(Pixel):
     draws = 5
 
     def __post_init__(self):
-        self.set_range("scale", low=0, high=1, around=False)
-        self.set_range("ratio", low=0.1, high=10)
+        self._set_range("scale", low=0, high=1, around=False)
+        self._set_range("ratio", low=0.1, high=10)
         if self.fill_value is not None:
             require_number("fill_value", self.fill_value)
-        self.check_probability()
+        self._check_probability()
 
     def parameters(self, u, shape):
         area = between(u[:, 1], self.scale) * (shape[0] * shape[1])
         ratio = tf.exp(between(u[:, 2], [math.log(end) for end in self.ratio]))
         return place_rectangle(tf.sqrt(area * ratio), tf.sqrt(area / ratio), u[:, 3], u[:, 4], shape)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         cover = low + noise() * (high - low) if self.fill_value is None else float(self.fill_value)
         return tf.where(inside_rectangle(parameters, images.shape[1:3]), cover, images)
 

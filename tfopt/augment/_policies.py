@@ -22,8 +22,6 @@ _WIDE = {"shear_x": 0.99, "shear_y": 0.99, "translate_x": (None, 32), "translate
 class Policy(Op):
     """Base of the policies: `rounds` operations per image, of strengths up to `limits`."""
 
-    geometric = True
-
     @property
     def draws(self):
         return 3 * self.rounds
@@ -64,7 +62,7 @@ class _Part(Op):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Moves(_Part, _geometry.Geometric):
+class _Moves(_Part):
     def matrix(self, u, old):
         matrices = [_Move(self.policy, turn).matrix(u, old) for turn in range(self.policy.rounds)]
         for second in matrices[1:]:
@@ -87,10 +85,7 @@ class _Move(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Colors(_Part, _color.Linear):
-    mixing = True
-    centering = True
-
+class _Colors(_Part):
     def affine(self, u, channels, low, high):
         _color.require_colors(self.policy, channels)
         return _color.compose([_color.brightness(self.signed(u, "brightness"), channels, low, high),
@@ -99,23 +94,24 @@ class _Colors(_Part, _color.Linear):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tones(_Part, _pixels.Pixel):
+class _Tones(_Part):
+    compiled = True
+
     def parameters(self, u, shape):
         chosen, strength, _ = self.policy.drawn(u, self.turn)
         bits = 8 - tf.cast(tf.round(strength * self.policy.limits["posterize"]), tf.int32)
         threshold = 1 - strength * self.policy.limits["solarize"]
         return tf.where(chosen("posterize"), bits, 8), tf.where(chosen("solarize"), threshold, 2.0)
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         bits, threshold = parameters
         return _pixels.solarize(_pixels.posterize(images, bits, low, high), low + threshold * (high - low), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rest(_Part, _pixels.Pixel):
+class _Rest(_Part):
     """What looks at other pixels too, done on the few images that drew it."""
 
-    compiled = False
     names = ("autocontrast", "equalize", "sharpness")
 
     def acts(self, u):
@@ -126,11 +122,11 @@ class _Rest(_Part, _pixels.Pixel):
         chosen = self.policy.drawn(u, self.turn)[0]
         return chosen("autocontrast"), chosen("equalize"), 1 + self.signed(u, "sharpness")
 
-    def change(self, images, parameters, noise, low, high):
+    def change(self, images, parameters, *, noise, low, high):
         stretched, equalized, scale = parameters
         images = only(stretched, lambda some: _pixels.autocontrast(some, low, high), images)
         images = only(equalized, lambda some: _pixels.equalize(some, low, high), images)
-        return only(scale != 1, lambda some, scale: _pixels.sharpen(some, scale, low, high), images, scale)
+        return only(scale != 1, lambda some, scale: _pixels.sharpen(some, scale), images, scale)
 
 
 @serializable

@@ -1,13 +1,15 @@
 """What a pipeline does to images of one size: a few passes over the pixels, each one compiled function.
 
-The resample and what follows it are compiled apart: in one piece, XLA on a CPU computes the resample once per channel.
+Operations become steps (a run of geometric ones is one step, a run of linear color ones another), and neighboring steps
+share a pass. The resample and what follows it are passes of their own: in one, XLA on a CPU computes the resample once
+for each channel.
 """
 
 import itertools
 
+from .._check import require
 from .._keras import tf
-from . import _color, _geometry, _pixels, _policies, _random
-from ._op import Op, only
+from . import _color, _geometry, _op, _random
 
 
 class Program:
@@ -25,58 +27,52 @@ class Program:
         self.settings, self.result = settings, result
         self.low, self.high = settings["value_range"]
         self.normalize = next((op for op in ops if isinstance(op, _color.Normalize)), None)
-        self.warps, self.clusters = [], []
         parts = [(place, part) for place, op in enumerate(ops) if op is not self.normalize
-                 for part in (op.parts() if isinstance(op, _policies.Policy) else [op])
-                 if random or isinstance(part, _geometry.Crop | _geometry.Resize)]
-        for kind, run in itertools.groupby(parts, lambda item: _kind(item[1])):
-            if kind is _geometry.Geometric:
-                self.warps.append(_Warp(list(run), settings, shape, random))
-                self._add(self.warps[-1])
-                shape = (*self.warps[-1].new, shape[2])
-            elif kind is _color.Linear:
-                self._add(_Recolor(list(run), settings, shape))
-            else:
-                for place, part in run:
-                    self._add(_Change(place, part, settings, shape))
-        if not self.clusters or not self.clusters[-1][-1].compiled:
-            self.clusters.append([])                          # only the way out
+                 for part in op.parts() if random or resizes(part)]
         self.streams = {place: part.draws for place, part in parts}
+        steps = _steps(parts, settings, shape, random)
+        self.warps = [step for step in steps if isinstance(step, _Warp)]
+        self.passes = _passes(steps)
+        if not self.passes or not self.passes[-1][-1].compiled:
+            self.passes.append([])                            # which ends with the clipping and the cast
         compile_ = tf.function(jit_compile=True, autograph=False) if settings["jit_compile"] else lambda run: run
         self._draw = compile_(self._parameters)
-        self._passes = [compile_(self._pass(cluster)) if all(step.compiled for step in cluster) else self._pass(cluster)
-                        for cluster in self.clusters]
-        self._move_masks = compile_(self._masks)
+        self._runs = [compile_(self._run(steps)) if all(step.compiled for step in steps) else self._run(steps)
+                      for steps in self.passes]
+        self._move = {nearest: compile_(self._moved(nearest)) for nearest in (True, False)}
 
-    def _add(self, step):
-        last = self.clusters[-1][-1] if self.clusters else None
-        alone = _Warp in (type(step), type(last)) or not (step.compiled and last and last.compiled)
-        self.clusters += [[step]] if alone else []
-        self.clusters[-1] += [] if alone else [step]
+    def __call__(self, images, epoch, index, rows, *, maps=(), boxes=None):
+        """Views, moved maps and boxes of the first `rows` of a batch, which may come with more.
 
-    def __call__(self, images, epoch, index, rows, *, masks=None, boxes=None):
-        """Views, masks and boxes of the first `rows` of a batch; all but the boxes come with rows to spare."""
+        Args:
+          images: [batch, height, width, channels].
+          epoch, index: int64[batch].
+          rows: how many examples count.
+          maps: pairs (tensor [batch, height, width, channels], nearest) that move as the images do.
+          boxes: float32[rows, n, 4] or None.
+        """
         keys, parameters = self._draw(epoch, index)
         parameters = list(parameters)
-        matrices = [drawn for step, drawn in zip(itertools.chain(*self.clusters), parameters, strict=True)
+        matrices = [drawn for step, drawn in zip(itertools.chain(*self.passes), parameters, strict=True)
                     if isinstance(step, _Warp)]
-        for cluster, run in zip(self.clusters, self._passes, strict=True):
-            images = run(images, keys, tuple(parameters[:len(cluster)]))
-            del parameters[:len(cluster)]
-        if masks is not None:
-            masks = self._move_masks(masks, matrices)[:rows]
+        for steps, run in zip(self.passes, self._runs, strict=True):
+            images = run(images, keys, tuple(parameters[:len(steps)]))
+            del parameters[:len(steps)]
+        if matrices:
+            maps = [(self._move[nearest](part, matrices), nearest) for part, nearest in maps]
         if boxes is not None:
             for matrix, warp in zip(matrices, self.warps, strict=True):
                 boxes = _geometry.move_boxes(boxes, matrix[:rows], warp.old, warp.new)
-        return images[:rows], masks, boxes
+        return images[:rows], [part[:rows] for part, _ in maps], boxes
 
     def _parameters(self, epoch, index):
         keys = _random.example_keys(self.settings["seed"], epoch, index)
         numbers = _random.uniform(keys, self.streams)
-        return keys, tuple(step.draw(numbers, tf.shape(index)) for cluster in self.clusters for step in cluster)
+        return keys, tuple(step.draw(numbers, tf.shape(index)) for steps in self.passes for step in steps)
 
-    def _pass(self, steps):
-        last = steps is self.clusters[-1]
+    def _run(self, steps):
+        """The function of one pass; the last one also ends the views."""
+        last = steps is self.passes[-1]
 
         def run(images, keys, parameters):
             for step, drawn in zip(steps, parameters, strict=True):
@@ -93,12 +89,53 @@ class Program:
             low, high = self.settings["output_range"]
             images = low + (images - self.low) * ((high - low) / (self.high - self.low))
             images = tf.clip_by_value(images, low, high)
-        return tf.cast(tf.round(images) if self.result.is_integer else images, self.result)
+        return to_dtype(images, self.result)
 
-    def _masks(self, masks, matrices):
-        for matrix, warp in zip(matrices, self.warps, strict=True):
-            masks = _geometry.resample(masks, matrix, warp.new, fill_mode=self.settings["fill_mode"], nearest=True)
-        return masks
+    def _moved(self, nearest):
+        def move(part, matrices):
+            dtype = part.dtype
+            for matrix, warp in zip(matrices, self.warps, strict=True):
+                part = _geometry.resample(part, matrix, warp.new, fill_mode=self.settings["fill_mode"], nearest=nearest)
+            return tf.cast(part, dtype)
+
+        return move
+
+
+def resizes(op):
+    """Does an operation change the size of images."""
+    return type(op).size is not _op.Op.size
+
+
+def to_dtype(images, dtype):
+    """A cast that rounds where the dtype is whole."""
+    return tf.cast(tf.round(images) if dtype.is_integer else images, dtype)
+
+
+def _steps(parts, settings, shape, random):
+    """[step] of [(place in the pipeline, operation)]: runs of one kind are one step, other operations one each."""
+    steps = []
+    for kind, run in itertools.groupby(parts, lambda item: _op.kind(item[1])):
+        if kind == _op.MOVES:
+            steps.append(_Warp(list(run), settings, shape, random))
+            shape = (*steps[-1].new, shape[2])
+        elif kind == _op.RECOLORS:
+            steps.append(_Recolor(list(run), settings, shape))
+        else:
+            steps += [_Change(place, part, settings, shape) for place, part in run]
+    return steps
+
+
+def _passes(steps):
+    """[[step]]: compiled neighbors share a pass, but for resamples."""
+    passes = []
+    for before, step in zip([None, *steps], steps, strict=False):
+        shared = before is not None and before.compiled and step.compiled \
+            and not isinstance(before, _Warp) and not isinstance(step, _Warp)
+        if shared:
+            passes[-1].append(step)
+        else:
+            passes.append([step])
+    return passes
 
 
 class _Warp:
@@ -139,7 +176,7 @@ class _Recolor:
 
     def draw(self, numbers, batch):
         return _color.compose([_color.select(part.acts(u), part.affine(u, self.channels, self.low, self.high))
-                                for part, u in ((part, numbers[place]) for place, part in self.run)])
+                               for part, u in ((part, numbers[place]) for place, part in self.run)])
 
     def __call__(self, images, affine, keys):
         images = _color.recolor(tf.cast(images, tf.float32), affine, mixing=self.mixing, centering=self.centering)
@@ -162,15 +199,16 @@ class _Change:
         acts, parameters = drawn
         if self.compiled:
             return tf.where(acts[:, None, None, None], self._change(images, keys, *parameters), images)
-        return only(acts, lambda some, *drawn: self._change(some, keys, *drawn), images, *parameters)
+        return _op.only(acts, lambda some, *drawn: self._change(some, drawn[:2], *drawn[2:]), images, *keys,
+                        *parameters)
 
     def _change(self, images, keys, *parameters):
-        return self.part.change(images, parameters, lambda: _random.pixel_noise(keys, self.shape, self.place),
-                                self.low, self.high)
-
-
-def _kind(part):
-    return next(kind for kind in (_geometry.Geometric, _color.Linear, _pixels.Pixel, Op) if isinstance(part, kind))
+        changed = self.part.change(images, parameters, low=self.low, high=self.high,
+                                   noise=lambda: _random.pixel_noise(keys, self.shape, self.place))
+        require(changed.shape.is_compatible_with(images.shape),
+                f"augment.{type(self.part).__name__}.change must keep the shape of the images",
+                given=tuple(images.shape), returned=tuple(changed.shape))
+        return tf.clip_by_value(tf.cast(changed, tf.float32), self.low, self.high)
 
 
 def pad(part, rows):
@@ -196,7 +234,7 @@ class Memory:
         self.table.insert(key, largest[None])
         return tf.cast(largest, tf.int32)
 
-    def sights(self, keys):
+    def times_met(self, keys):
         """int64[batch]: how often each key >= 0 was met before; those beyond the first two million are not counted."""
         before = self.table.lookup(keys)
         tf.cond(self.table.size() < self.LIMIT, lambda: self.table.insert(keys, before + 1), tf.no_op)
