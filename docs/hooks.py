@@ -16,6 +16,7 @@ except ImportError:                                       # only the README's ta
         return lambda function: function
 
 PROJECT = pathlib.Path(__file__).parent.parent
+ROOT = [name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md") if (PROJECT / name).exists()]
 NOTEBOOKS = sorted((PROJECT / "examples" / "notebooks").glob("*.ipynb"))
 START, END = "<!-- modules -->", "<!-- /modules -->"
 
@@ -57,13 +58,19 @@ def readme(text):
     return f"{before}{START}\n{table('docs/')}\n{END}{rest.split(END)[1]}"
 
 
+def version():
+    return re.search(r'__version__ = "(.*)"', (PROJECT / "tfopt" / "__init__.py").read_text())[1]
+
+
 def on_config(config):
+    config.site_name = f"tfopt {version()}"
     cards = sorted(path.stem for path in (PROJECT / "docs").glob("*.md"))
     known = [name for name in modules() if name in cards]
-    others = [name for name in cards if name not in {*known, "index"}]
-    config.nav = [{"Home": "index.md"}, {"Modules": [{name: f"{name}.md"} for name in known]},
+    others = [name for name in cards if name not in {*known, "index", "install"}]
+    config.nav = [{"Home": "index.md"}, {"Install": "install.md"}, {"Modules": [{name: f"{name}.md"} for name in known]},
                   {"Notebooks": [{path.stem.replace("_", " "): f"notebooks/{path.name}"} for path in NOTEBOOKS]},
-                  {"More": [{name.replace("_", " "): f"{name}.md"} for name in others]}]
+                  {"More": [*({name.replace("_", " "): f"{name}.md"} for name in others),
+                            *({name.removesuffix(".md").capitalize(): name} for name in ROOT)]}]
     return config
 
 
@@ -71,6 +78,8 @@ def on_config(config):
 def on_files(files, config):
     for path in NOTEBOOKS:
         files.append(File(f"notebooks/{path.name}", str(path.parents[1]), config.site_dir, config.use_directory_urls))
+    for name in ROOT:
+        files.append(File(name, str(PROJECT), config.site_dir, config.use_directory_urls))
     return files
 
 
