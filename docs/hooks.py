@@ -67,7 +67,8 @@ def on_config(config):
     cards = sorted(path.stem for path in (PROJECT / "docs").glob("*.md"))
     known = [name for name in modules() if name in cards]
     others = [name for name in cards if name not in {*known, "index", "install"}]
-    config.nav = [{"Home": "index.md"}, {"Install": "install.md"}, {"Modules": [{name: f"{name}.md"} for name in known]},
+    config.nav = [{"Home": "index.md"}, {"Install": "install.md"},
+                  {"Modules": [{name: f"{name}.md"} for name in known]},
                   {"Notebooks": [{path.stem.replace("_", " "): f"notebooks/{path.name}"} for path in NOTEBOOKS]},
                   {"More": [*({name.replace("_", " "): f"{name}.md"} for name in others),
                             *({name.removesuffix(".md").capitalize(): name} for name in ROOT)]}]
