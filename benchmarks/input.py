@@ -1,4 +1,4 @@
-"""What input costs, in CPU time, against what tutorials teach, side by side in one run.
+"""What input costs, in CPU time, against what tutorials show, side by side in one run.
 
 Only the last lines are of wall time: whoever drops an iterator waits for tf.data's tuner, which may oversleep.
 

@@ -1,4 +1,4 @@
-"""What Resume costs: CPU time of the same epochs with and without it, in turns, median of the ratios of neighbours.
+"""What Resume costs: CPU time of the same epochs with and without it, in turns, median of the ratios of adjacent runs.
 
 Two networks of a million parameters with Adam (its states hold three million numbers), batches of 32, a state every
 100 batches.

@@ -25,7 +25,7 @@ WIDTHS = [8, 32, 64]
 
 
 def runner(model, mode, x):
-    """Calls the interpreter once; answers with its CPU time."""
+    """Calls the interpreter once; returns its CPU time."""
     lite = quantize.convert(model, mode, calibration=x if mode == "int8" else None)
     interpreter = Interpreter(model_content=lite.content, num_threads=1)
     interpreter.allocate_tensors()

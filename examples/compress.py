@@ -1,4 +1,4 @@
-"""Digits: a convolutional network goes down the whole ladder in one call, and the doctor looks at the file.
+"""Digits: a convolutional network goes through all stages of compression in one call; then its file is diagnosed.
 
     python examples/compress.py [--quick] [--save DIR]
 

@@ -56,9 +56,9 @@ def main(quick=False, save="results"):
         path = folder / f"cancer {name}.keras"
         keras.Model(fitted.model.input, net(fitted.model.output)).save(path)
         loaded = keras.models.load_model(path)
-        answers = loaded.predict(data.raw_features(testing, loaded), verbose=0).argmax(axis=1)
+        predicted = loaded.predict(data.raw_features(testing, loaded), verbose=0).argmax(axis=1)
         truth = np.concatenate([y for _, y in fitted.dataset(testing, BATCH)])
-        accuracies[name] = float(np.mean(answers == truth))
+        accuracies[name] = float(np.mean(predicted == truth))
         print(f"{name:10}  {fitted.frame['missing'].sum():4} values missing in training, "
               f"{fitted.frame['outliers'].sum():.0f} outliers clipped, {len(histories[name].epoch):3} epochs:  "
               f"{accuracies[name]:.1%} of {len(truth)} test rows right", flush=True)

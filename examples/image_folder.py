@@ -3,7 +3,7 @@
     python examples/image_folder.py [--path FOLDER] [--size 32] [--quick] [--save DIR]
 
 Without --path the folder is made from scikit-learn's two photographs, a Chinese temple and a flower: 32 x 32 patches
-side by side. That is no benchmark: patches of one photograph resemble each other, and validation patches are neighbours
+side by side. That is no benchmark: patches of one photograph resemble each other, and validation patches are neighbors
 of training patches. So the right quarter of each photograph is kept apart as the test set. With --path the table is of
 the validation images, on which early stopping chose the weights.
 """

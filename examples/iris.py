@@ -3,7 +3,7 @@
     python examples/iris.py [--quick] [--save DIR]
 
 Every seed draws its own stratified split (60% training, 20% validation, 20% test) and its own initial weights; both
-recipes get the same ones and the same number of epochs at most. Standardisation is learnt on the training rows alone.
+recipes get the same ones and the same number of epochs at most. Standardization is learned on the training rows alone.
 """
 
 import argparse

@@ -4,7 +4,8 @@
 
 The student alone learns from the labels of its images, the distilled student from what the teacher says of the same
 images: same initial weights, same number of epochs, three seeds. Dropout and L2 of each were chosen on a part of the
-training images. Then the distilled student is pruned, clustered and quantised, taught by the teacher all the while.
+training images. Then the distilled student is pruned, clustered and quantized, with
+the teacher all the while.
 
 Distillation helps here because the teacher knows more than the student's images tell. With `--images 4000` the student
 sees all that the teacher saw, and learns as much from the labels.
@@ -77,7 +78,7 @@ def fit(label, model, train, test, epochs, peak=0.1):
     return history
 
 
-def taught(teacher, student):
+def distiller(teacher, student):
     return distill.Distiller(teacher, student, distill.Logits(temperature=4.0), student_loss_weight=0.1)
 
 
@@ -90,7 +91,8 @@ def three(seed, train, few, test, epochs):
     histories = {
         "teacher": fit(f"seed {seed}  teacher", teacher, train, test, epochs),
         "student alone": fit(f"seed {seed}  student alone", alone, few, test, 2 * epochs),
-        "student distilled": fit(f"seed {seed}  student distilled", taught(teacher, distilled), few, test, 2 * epochs)}
+        "student distilled": fit(f"seed {seed}  student distilled", distiller(teacher, distilled), few, test,
+                                 2 * epochs)}
     return {"teacher": teacher, "student alone": alone, "student distilled": distilled}, histories
 
 
@@ -98,13 +100,13 @@ def smaller(teacher, student, few, test, epochs):
     """{name: model}: the student with fewer weights, with fewer values, and in 8 bits."""
     steps = epochs * -(-len(few[0]) // BATCH)
     pruned = prune.wrap(student, 0.5, end=2 * steps // 3)
-    fit("pruned to half", taught(teacher, pruned), few, test, epochs, peak=0.05)
+    fit("pruned to half", distiller(teacher, pruned), few, test, epochs, peak=0.05)
     pruned = prune.strip(pruned)
     clustered = cluster.wrap(pruned, 16, preserve_sparsity=True)
-    fit("and 16 values", taught(teacher, clustered), few, test, epochs, peak=0.0001)
+    fit("and 16 values", distiller(teacher, clustered), few, test, epochs, peak=0.0001)
     clustered = cluster.strip(clustered)
     aware = quantize.calibrate(quantize.wrap(clustered, preserve="both"), few[0])
-    fit("and 8 bits", taught(teacher, aware), few, test, epochs, peak=0.0001)
+    fit("and 8 bits", distiller(teacher, aware), few, test, epochs, peak=0.0001)
     return {"+ pruned": pruned, "+ clustered": clustered, "+ int8": quantize.convert(aware, calibration=few[0])}
 
 

@@ -3,7 +3,7 @@
     python examples/shrink.py [--quick] [--save DIR]
 
 Shrink a little, recalibrate, fine-tune, repeat: to half of the multiply-accumulates. A control is trained for as many
-epochs. The small network is then pruned and quantised, and at the end every property is asserted.
+epochs. The small network is then pruned and quantized, and at the end every property is asserted.
 """
 
 import argparse

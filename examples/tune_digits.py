@@ -1,4 +1,4 @@
-"""A search over a small classifier of digits: accuracy against size, with a schedule and a penalty from the shelf.
+"""A search over a small classifier of digits: accuracy against size, with a schedule and a penalty from tfopt.
 
     python examples/tune_digits.py [--quick] [--save DIR]
 

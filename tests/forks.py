@@ -17,7 +17,7 @@ HEAVY = ("tensorflow_model_optimization", "ai_edge_litert.interpreter", "keras_t
          "pandas", "scipy.stats", "sklearn.datasets")
 
 
-def serve(requests, answers):
+def serve(requests, replies):
     """Forks for each request; returns (path, arguments) in the fork, None when the requests end."""
     for line in requests:
         request = json.loads(line)
@@ -32,15 +32,15 @@ def serve(requests, answers):
             os.environ.update(request["environment"])
             signal.alarm(request["seconds"])
             requests.close()
-            answers.close()
+            replies.close()
             return request["command"]
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=replies, flush=True)
     return None
 
 
 def main():
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)                                                 # what the imports print is no answer
+    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)                                                 # what the imports print is no reply
 
     import keras
     import tensorflow as tf
@@ -50,7 +50,7 @@ def main():
 
     gc.collect()
     gc.freeze()                                                   # a collection in a fork would copy every page
-    command = serve(requests, answers)
+    command = serve(requests, replies)
     if command:
         sys.argv = command
         runpy.run_path(command[0], run_name="__main__")

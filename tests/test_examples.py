@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-ROOM = pathlib.Path(__file__).parent.parent / "examples"
+FOLDER = pathlib.Path(__file__).parent.parent / "examples"
 
 
 def example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOM / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

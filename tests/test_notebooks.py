@@ -6,8 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
-ROOM = pathlib.Path(__file__).parent.parent / "examples" / "notebooks"
-NOTEBOOKS = sorted(ROOM.glob("*.ipynb"))
+FOLDER = pathlib.Path(__file__).parent.parent / "examples" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def test_they_are_there():

@@ -1,10 +1,10 @@
 """Every network of keras.applications and 200 random graphs, taken to tf_keras and back.
 
 Appends a row each to docs/measured/bridge.csv, so an interrupted run goes on where it stopped. Every network runs in a
-process of its own. Columns: `difference`, the largest between the logits of the model and its twin, when both compute
-batch normalisation step by step; `fused`, the same when the twin uses TensorFlow's fused kernel; `spread`, how far
-the logits of different images lie apart (a difference is worth only as much as this); `returned`, the largest
-difference after the weights came back, 0 when exact; `seconds`, of the processor, to make the twin and check it.
+process of its own. Columns: `difference`, the largest between the logits of the model and its counterpart, when both
+compute batch normalization step by step; `fused`, the same when the counterpart uses TensorFlow's fused kernel; `spread`,
+how far the logits of different images lie apart (a difference is worth only as much as this); `returned`, the largest
+difference after the weights came back, 0 when exact; `seconds`, of the processor, to make the counterpart and check it.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def shake(model, rng):
 
 
 def images(model, rng, rows):
-    """Noise on a colour of its own for each image, scaled as the network expects it: to 255 if it scales it itself."""
+    """Noise on a color of its own for each image, scaled as the network expects it: to 255 if it scales it itself."""
     own = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
     x = rng.uniform(-1, 1, (rows, 1, 1, 3)) + rng.uniform(-1, 1, (rows, *model.input_shape[1:]))
     return (x * 64 + 128 if own else x / 2).astype("float32")
@@ -73,15 +73,15 @@ def there_and_back(model, x):
 
     bridge = importlib.import_module(BRIDGE)
     start = time.process_time()
-    twin = bridge.to_legacy(model)
+    counterpart = bridge.to_legacy(model)
     seconds = time.process_time() - start
     expected = keras.tree.flatten(model(x, training=False))
-    fused = gaps(expected, keras.tree.flatten(twin(x, training=False)))
-    with importlib.import_module(f"{BRIDGE}.parity").unfused(twin):
-        gap = gaps(expected, keras.tree.flatten(twin(x, training=False)))
-    back = gaps(expected, keras.tree.flatten(bridge.copy_back(twin, model)(x, training=False)))
+    fused = gaps(expected, keras.tree.flatten(counterpart(x, training=False)))
+    with importlib.import_module(f"{BRIDGE}.parity").unfused(counterpart):
+        gap = gaps(expected, keras.tree.flatten(counterpart(x, training=False)))
+    back = gaps(expected, keras.tree.flatten(bridge.copy_back(counterpart, model)(x, training=False)))
     spread = max(float(np.ptp(np.asarray(y, "float64"), axis=0).max()) for y in expected)
-    return len(bridge.embedded(twin)), gap, fused, spread, back, seconds
+    return len(bridge.embedded(counterpart)), gap, fused, spread, back, seconds
 
 
 def gaps(expected, got):

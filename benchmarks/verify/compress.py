@@ -1,4 +1,4 @@
-"""The ladder of `compress.run` on full Fashion-MNIST, on Iris, and on a folder of images.
+"""The stages of `compress.run` on full Fashion-MNIST, on Iris, and on a folder of images.
 
     python benchmarks/verify/compress.py [fashion] [iris] [folder] [--folder results/verify/compress]
 

@@ -24,14 +24,14 @@ from tfopt import augment, average, data, distill, prune, quantize
 
 PROJECT = pathlib.Path(__file__).parents[2]
 TABLE, WORK = PROJECT / "docs" / "measured" / "distill.csv", PROJECT / "results" / "distill"
-BATCH, TUNE, MEMBERS, TEACHER_EPOCHS = 128, 3, 4, 10            # TUNE: epochs for pruned and quantised students
+BATCH, TUNE, MEMBERS, TEACHER_EPOCHS = 128, 3, 4, 10            # TUNE: epochs for pruned and quantized students
 TEMPERATURE, STUDENT_WEIGHT = 2.0, 0.5
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 FLIPS = augment.Pipeline([augment.Flip()], seed=1)
 
 
 def student(seed):
-    """Two convolutions with batch normalisation, 52,414 parameters."""
+    """Two convolutions with batch normalization, 52,414 parameters."""
     keras.utils.set_random_seed(seed)
     layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255)]
     for width in (16, 32):
@@ -65,14 +65,14 @@ class Bench:
     def member(self, number):
         path = WORK / f"member_{number}.keras"
         if not path.exists():
-            taught = data.arrays(self.x, self.y, BATCH, seed=number, augment=FLIPS)
-            model = self.fit(student(100 + number), TEACHER_EPOCHS, taught)
+            data_set = data.arrays(self.x, self.y, BATCH, seed=number, augment=FLIPS)
+            model = self.fit(student(100 + number), TEACHER_EPOCHS, data_set)
             print(f"member {number} of the teacher: {accuracy(model, self.x_test, self.y_test)}", flush=True)
             model.save(path)
         return keras.saving.load_model(path)
 
     def teacher(self, seed=0):
-        """The mean of networks like the student that were taught flipped images too; one for all seeds."""
+        """The mean of networks like the student that saw flipped images too; one for all seeds."""
         path = WORK / "teacher.keras"
         if not path.exists():
             model = average.outputs([self.member(number) for number in range(MEMBERS)])
@@ -80,20 +80,20 @@ class Bench:
             model.save(path)
         return keras.saving.load_model(path)
 
-    def fit(self, model, epochs=None, taught=None, rate=4e-3):
+    def fit(self, model, epochs=None, data_set=None, rate=4e-3):
         epochs = epochs or self.epochs
         compiled(model, epochs * self.steps, rate)
-        model.fit(data.arrays(self.x, self.y, BATCH) if taught is None else taught, epochs=epochs, verbose=0)
+        model.fit(data.arrays(self.x, self.y, BATCH) if data_set is None else data_set, epochs=epochs, verbose=0)
         return model
 
     def distilled(self, seed, losses, model=None, live=False, **options):
-        """Learns from remembered answers, or `live` from the teacher itself: the same to the last digits."""
+        """Learns from cached logits, or `live` from the teacher itself: the same to the last digits."""
         made = distill.Distiller(self.teacher() if live else None, model or student(seed), losses,
                                  student_loss_weight=STUDENT_WEIGHT)
-        return self.fit(made, taught=None if live else self.remembered(), **options).student
+        return self.fit(made, data_set=None if live else self.cached(), **options).student
 
-    def remembered(self, views=1):
-        path = WORK / f"answers_{views}"
+    def cached(self, views=1):
+        path = WORK / f"logits_{views}"
         options = {"augment": FLIPS, "views": views} if views > 1 else {}
         return distill.cache_teacher(self.teacher(), (self.x, self.y), directory=path, batch_size=BATCH, **options)
 
@@ -103,7 +103,7 @@ class Bench:
         return model
 
     def alone_augmented(self, seed):
-        return self.fit(student(seed), taught=data.arrays(self.x, self.y, BATCH, augment=FLIPS))
+        return self.fit(student(seed), data_set=data.arrays(self.x, self.y, BATCH, augment=FLIPS))
 
     def of_keras(self, seed, loss):
         made = keras.distillation.Distiller(self.teacher(), student(seed), loss, student_loss_weight=STUDENT_WEIGHT)
@@ -119,15 +119,15 @@ class Bench:
     def live(self, seed):
         return self.distilled(seed, distill.Logits(TEMPERATURE), live=True)
 
-    def answers(self, seed):
+    def cached_logits(self, seed):
         return self.distilled(seed, distill.Logits(TEMPERATURE))
 
-    def answers_of_views(self, seed):
+    def cached_views(self, seed):
         """Four views in one pass: a quarter of the passes is as many steps."""
         views = 4
         made = distill.Distiller(None, student(seed), distill.Logits(TEMPERATURE), student_loss_weight=STUDENT_WEIGHT)
         compiled(made, self.epochs * self.steps)
-        made.fit(self.remembered(views), epochs=max(self.epochs // views, 1), verbose=0)
+        made.fit(self.cached(views), epochs=max(self.epochs // views, 1), verbose=0)
         return made.student
 
     def decoupled(self, seed):
@@ -159,8 +159,8 @@ class Bench:
         return self.int8(seed, distilled=True)
 
 
-METHODS = ["teacher", "alone", "answers", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled",
-           "alone_augmented", "answers_of_views", "live", "keras_kl", "keras_default"]
+METHODS = ["teacher", "alone", "cached_logits", "decoupled", "prune80", "prune80_distilled", "int8", "int8_distilled",
+           "alone_augmented", "cached_views", "live", "keras_kl", "keras_default"]
 
 
 def main():

@@ -206,10 +206,10 @@ def tapped():
 
 
 @piece()
-def remember():
+def cache_teacher():
     x, y = table()
-    taught = distill.cache_teacher(dense(), data.arrays(x, y, BATCH, shuffle=False))
-    return fitted(distill.Distiller(None, dense(), distill.Logits()), taught)
+    cached = distill.cache_teacher(dense(), data.arrays(x, y, BATCH, shuffle=False))
+    return fitted(distill.Distiller(None, dense(), distill.Logits()), cached)
 
 
 # prune, cluster, quantize

@@ -234,8 +234,8 @@ def distilled(p):
 
 def distilled_from_cache(p):
     loss = distill.Values() if p.task != "classes" else distill.Logits(temperature=2.0)
-    taught = distill.cache_teacher(p.model, pair(p), batch_size=16, verbose=0)
-    compiled(distill.Distiller(None, student_of(p), loss), p).fit(taught, verbose=0)
+    cached = distill.cache_teacher(p.model, pair(p), batch_size=16, verbose=0)
+    compiled(distill.Distiller(None, student_of(p), loss), p).fit(cached, verbose=0)
 
 
 def resumed(p):

@@ -1,4 +1,4 @@
-"""Whole architectures through quantisation-aware training into int8 files: how much of each computes in integers.
+"""Whole architectures through quantization-aware training into int8 files: how much of each computes in integers.
 
 Weights are random (pretrained ones need the internet), BatchNormalization has the statistics of the images, and the
 images are patches of scikit-learn's two photographs. Each is wrapped, calibrated, trained for some steps, converted

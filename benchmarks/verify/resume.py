@@ -2,7 +2,7 @@
 
     python benchmarks/verify/resume.py            all rows that docs/measured/resume.csv does not hold yet (minutes)
 
-Real digits, a convolutional network with dropout, batch normalisation and augmentation, Adam, ReduceLROnPlateau,
+Real digits, a convolutional network with dropout, batch normalization and augmentation, Adam, ReduceLROnPlateau,
 EarlyStopping that restores the best weights, and SWA. Each run writes down a checksum of all its weights after every
 batch; a run that was killed and restarted must have written the same ones, and in the end the same history.
 """

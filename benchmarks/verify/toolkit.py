@@ -1,4 +1,4 @@
-"""Pruned, clustered and quantised on full Fashion-MNIST, each beside a control trained for as many epochs.
+"""Pruned, clustered and quantized on full Fashion-MNIST, each beside a control trained for as many epochs.
 
 Every stage starts from a saved model and appends its rows to docs/measured/toolkit.csv, so an interrupted run goes on
 where it stopped. Needs Fashion-MNIST where `keras.datasets.fashion_mnist.load_data()` finds it.
@@ -50,7 +50,7 @@ def clustered(model, train, epochs, **options):
 
 
 def trained_int8(model, train, epochs, preserve=None):
-    """The LiteRT file after quantisation-aware training, at the control's rate; shared values want a smaller one."""
+    """The LiteRT file after quantization-aware training, at the control's rate; shared values want a smaller one."""
     aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), train[0][:1000])
     fit(aware, train, epochs, rate=2e-4 if preserve in ("clusters", "both") else 1e-3)
     return quantize.convert(aware, "int8")
