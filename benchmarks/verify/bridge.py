@@ -2,9 +2,10 @@
 
 Appends a row each to docs/measured/bridge.csv, so an interrupted run goes on where it stopped. Every network runs in a
 process of its own. Columns: `difference`, the largest between the logits of the model and its counterpart, when both
-compute batch normalization step by step; `fused`, the same when the counterpart uses TensorFlow's fused kernel; `spread`,
-how far the logits of different images lie apart (a difference is worth only as much as this); `returned`, the largest
-difference after the weights came back, 0 when exact; `seconds`, of the processor, to make the counterpart and check it.
+compute batch normalization step by step; `fused`, the same when the counterpart uses TensorFlow's fused kernel;
+`spread`, how far the logits of different images lie apart (a difference is worth only as much as this); `returned`, the
+largest difference after the weights came back, 0 when exact; `seconds`, of the processor, to make the counterpart and
+check it.
 """
 
 import argparse
