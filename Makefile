@@ -17,10 +17,10 @@ demo: $(VENV)/.ready            ## the main job: a real model gets better and sm
 	$(RUN) examples/mnist.py --quick --save $(RESULTS)
 
 test: $(VENV)/.ready            ## the quick tests, in minutes; `make test M=prune`: those of one module
-	$(VENV)/bin/pytest -n 2 -m "not slow" $(TESTS)
+	$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 test-all: $(VENV)/.ready        ## all tests
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready           ## lint, spelling, types
 	$(VENV)/bin/ruff check .

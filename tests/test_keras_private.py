@@ -1,9 +1,13 @@
 """What tfopt relies on in Keras' and TensorFlow's private names, asked of the versions that are installed."""
 
+import importlib
+import inspect
 import random
+import re
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfopt import _keras
@@ -184,3 +188,38 @@ def test_xla_is_noticed():
 def test_no_other_keras_is_taken(run_python):
     done = run_python("import keras; keras.__version__ = '3.14.0'; import tfopt.schedules", check=False)
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: tfopt needs Keras >= 3.15. Received")
+
+
+# What is relied on, by name: where a new version of Keras lacks one, the sentence says what it is used for
+
+SOURCES = {
+    "ArrayDataAdapter": "keras.src.trainers.data_adapters.array_data_adapter",
+    "CallbackList": "keras.src.callbacks.callback_list", "Dataset": "tensorflow.python.data.ops.dataset_ops",
+    "EpochIterator": "keras.src.trainers.epoch_iterator", "Functional": "keras.src.models.functional",
+    "KerasTensor": "keras.src.ops.node keras.src.backend.common.masking", "Layer": "keras.src.layers.layer",
+    "Node": "keras.src.ops.node", "Operation": "keras.src.ops.operation keras.src.ops.node",
+    "Optimizer": "keras.src.optimizers.base_optimizer",
+    "Sequential": "keras.src.models.sequential",
+    "TFEpochIterator": "keras.src.backend.tensorflow.trainer",
+    "TensorFlowTrainer": "keras.src.backend.tensorflow.trainer",
+    "Trainer": "keras.src.trainers.trainer keras.src.backend.tensorflow.trainer",
+}
+USES = [(owner, name, use) for owner, names, use in
+        re.findall(r"^    (\w+)\.(_\w+(?:, _\w+)*)\S* .*?(?:3\.15|TF 2\.21) +(.*)$", _keras.__doc__, re.MULTILINE)
+        for name in names.split(", ")]
+
+
+def holds(owner, name):
+    sources = (inspect.getsource(importlib.import_module(module)) for module in SOURCES[owner].split())
+    return any(re.search(rf"\b{name}\b", source) for source in sources)
+
+
+@pytest.mark.parametrize(("owner", "name", "use"), USES, ids=[f"{owner}.{name}" for owner, name, _ in USES])
+def test_a_private_name_is_there(owner, name, use):
+    assert holds(owner, name), f"Keras {keras.__version__}, TensorFlow {tf.__version__}: no {owner}.{name}, {use}"
+
+
+def test_a_name_that_is_gone_is_seen():
+    """Negative control."""
+    assert not holds("Trainer", "_compile_lost")
+    assert len(USES) >= 25
