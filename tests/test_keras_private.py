@@ -195,7 +195,8 @@ def test_no_other_keras_is_taken(run_python):
 SOURCES = {
     "ArrayDataAdapter": "keras.src.trainers.data_adapters.array_data_adapter",
     "CallbackList": "keras.src.callbacks.callback_list", "Dataset": "tensorflow.python.data.ops.dataset_ops",
-    "EpochIterator": "keras.src.trainers.epoch_iterator", "Functional": "keras.src.models.functional",
+    "EpochIterator": "keras.src.trainers.epoch_iterator",
+    "Functional": "keras.src.models.functional keras.src.ops.function",
     "KerasTensor": "keras.src.ops.node keras.src.backend.common.masking", "Layer": "keras.src.layers.layer",
     "Node": "keras.src.ops.node", "Operation": "keras.src.ops.operation keras.src.ops.node",
     "Optimizer": "keras.src.optimizers.base_optimizer",
