@@ -7,7 +7,7 @@ import numpy as np
 from .. import _models, cluster, distill, prune, quantize, schedules, shrink
 from .._check import require
 from .._keras import compile_arguments, keras, schedule_of
-from ..quantize import _file, _match
+from .._litert import file, match
 
 # From the weakest to the strongest.
 STRENGTHS = {
@@ -128,9 +128,9 @@ def require_kept(step, before, after, zeros, values):
     """Refuses a candidate that lost zeros of the layers `zeros`, or shared values of the layers `values`."""
     old = kernels(before, {*zeros, *values})
     if isinstance(after, quantize.LiteModel):
-        entries = _file.kernels(after.content)
-        stored = {path: _match.find(kernel, entries) for path, kernel in old.items()}
-        pairs = {path: (_match.channels(*entry[::3]), None) for path, entry in stored.items() if entry}
+        entries = file.kernels(after.parsed)
+        stored = {path: match.find(kernel, entries) for path, kernel in old.items()}
+        pairs = {path: (match.channels(*entry[::3]), None) for path, entry in stored.items() if entry}
         lost = {path: "its kernel is not in the file" for path in old if path not in pairs}
         lost |= {path: "zeros" for path in pairs if path in zeros
                  and (pairs[path][0] == 0).sum() < (old[path] == 0).sum()}

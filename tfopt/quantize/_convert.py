@@ -10,21 +10,25 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from .. import _models
-from .._bridge.adopt import Adopted
 from .._check import require
-from .._keras import fresh_inputs, graph_of, keras, tf
-from . import _file
-from ._lite import LiteModel, quiet, take
+from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
+from .._litert import file, match, run
+from ._layers import unrounded
+from ._lite import LiteModel, take
+from ._prepare import in_float32
 from ._train import Quantized
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
 _INT16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+_BY_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_WORDS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.Hashing,
+          keras.layers.HashedCrossing)
 
 
 def convert(model, mode="int8", *, calibration=None):
-    """Makes a LiteRT (TFLite) file of a model, and compares its outputs with the model's.
+    """LiteRT (TFLite) conversion: makes a file of a model, and compares its outputs with the model's.
 
-    A model from `quantize.wrap` becomes int8 with the ranges it learned. Any other built model is quantised after
+    A model from `quantize.wrap` becomes int8 with the ranges it learned. Any other built model is quantized after
     training: integers are `q = round(x / scale) + zero`, with the scales of the weights taken from the weights and
     those of the activations from the calibration data.
 
@@ -35,6 +39,9 @@ def convert(model, mode="int8", *, calibration=None):
         "int8"      int8      int8         yes                 1/4
         "int16x8"   int8      int16        yes                 1/4     slow on CPUs, precise
 
+    Random states stand still in a file. A file takes one sample at once; most can be resized to any number
+    (`LiteModel.predict(x, batch_size=32)`, or `resize_tensor_input` of an interpreter): `report["resizable"]` says so.
+
     Args:
       model: built Keras 3 model; it is only read. A subclassed model needs `calibration` to show its inputs.
       mode: one of the five above.
@@ -43,12 +50,15 @@ def convert(model, mode="int8", *, calibration=None):
         None, the check uses 8 samples of normal noise (zeros for integer inputs).
 
     Returns:
-      A `LiteModel`. Its `report` has the largest output difference, the agreement (share of equal argmax), and the
-      share of operations and multiply-accumulates in integers; its `plan` lists what stayed in float.
+      A `LiteModel`. Its `report` has `compared_with` and `checked_on`, the largest output difference, the agreement
+      (share of equal argmax), and the share of operations and multiply-accumulates in integers; for a model from
+      `quantize.wrap` also `float_model`, `float_difference` and `float_agreement`, which compare with the model that
+      was wrapped, or, where it is not at hand (in another process), with the trained weights before rounding. Its
+      `plan` lists what stayed in float.
 
     Raises:
       ValueError: an unknown mode; int8 or int16x8 without calibration; inputs of unknown size; an operation that
-        LiteRT does not have; a model of `quantize.wrap` in another mode than int8.
+        LiteRT does not have, such as a vocabulary; a model of `quantize.wrap` in another mode than int8.
 
     Example:
       >>> import keras, numpy as np
@@ -59,42 +69,55 @@ def convert(model, mode="int8", *, calibration=None):
       >>> lite.report["max_difference"] < 0.05, lite.report["integer_ops"]
       (True, 1.0)
 
-    Reference: Jacob et al. 2017, https://arxiv.org/abs/1712.05877
+    Reference:
+      Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
     start = time.perf_counter()
-    _models.require_model(model, "quantize.convert")
     trained = isinstance(model, Quantized)
-    require(trained or not isinstance(model, Adopted), "quantize.convert needs a plain model or one from quantize.wrap",
-            model=type(model).__name__, do="Call `strip` of the module that wrapped it, and convert the result.")
-    require(mode in _MODES, f"`mode` must be one of {', '.join(_MODES)}", mode=mode)
-    require(mode == "int8" or not trained, "A model from quantize.wrap was trained for int8", mode=mode,
+    _require_convertible(model, mode, calibration, trained)
+    structure = _inputs(model, calibration)
+    samples = _samples(structure, calibration)
+    source = in_float32(model)
+    content, outputs, batch = _to_lite(source, structure, samples, mode, trained)
+    parsed = file.parse(content)
+    ops = file.operations(parsed)
+    if batch == 1:
+        file.open_batch(parsed)
+    sign = _Signature(structure, outputs)
+    found, resizable = _run(file.pack(parsed), samples)
+    report = {"mode": mode, "checked_on": "noise" if calibration is None else "calibration", "samples": len(samples[0]),
+              **_compare(model, structure, samples, found, trained), **_shares(ops), "resizable": resizable}
+    note = {"report": report}
+    if trained:
+        report.update(_preserved(source, parsed))
+        note["plan"] = source.plan.to_dict("records")
+    _warn(mode, report, ops, trained and (source.plan["status"] == "selected").all())
+    report["seconds"] = round(time.perf_counter() - start, 2)
+    file.sign(parsed, inputs=sign.inputs, outputs=sign.outputs, note={**sign.note, **note})
+    return LiteModel(file.pack(parsed))
+
+
+def _require_convertible(model, mode, calibration, trained):
+    _models.require_model(model, "quantize.convert")
+    require(mode in _MODES, f"quantize.convert: `mode` must be one of {', '.join(_MODES)}", mode=mode)
+    require(mode == "int8" or not trained, "quantize.convert: a model from quantize.wrap was trained for int8", mode=mode,
             do="Convert it in mode int8, or convert the model it was made of.")
     require(mode not in ("int8", "int16x8") or trained or calibration is not None,
             f"quantize.convert to {mode} needs calibration data: it cannot guess the ranges of the activations",
             calibration=None, do="Pass some hundred typical inputs, or train the model with quantize.wrap.")
-    structure = _inputs(model, calibration)
-    samples = _samples(structure, calibration)
-    source = _in_float32(model)
-    content, outputs = _to_lite(source, structure, samples, mode, trained)
-    lite = _named(content, structure, outputs, {"mode": mode})
-    report = {"mode": mode, **_compare(source, structure, samples, lite, calibration is None), **_shares(lite.ops),
-              "seconds": round(time.perf_counter() - start, 2)}
-    if mode == "dynamic" and lite.ops["op"].str.contains("CONV").any():
-        warnings.warn("quantize.convert: dynamic range makes a model with convolutions smaller, but often slower on "
-                      "CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=2)
-    note = {"report": report}
-    if trained:
-        report.update(_preserved(source, lite.content))
-        note["plan"] = source.plan.to_dict("records")
-        if report["float_ops"] and (source.plan["status"] == "done").all():
-            warnings.warn(f"quantize.convert: LiteRT left operations in float that the plan counts as done: "
-                          f"{report['float_ops']}.", stacklevel=2)
-    return _named(content, structure, outputs, note)
+    parts = parts_of(model)
+    words = [f"{part.name} ({type(part).__name__})" for part in parts if isinstance(part, _WORDS)]
+    require(not words, "quantize.convert: LiteRT has no vocabularies, hashes and texts", layers=words,
+            do="Leave these layers outside: convert keras.Model(what comes out of them, model.output), and run them before "
+               "the file.")
+    stateful = [part.name for part in parts if getattr(part, "stateful", False)]
+    require(not stateful, "quantize.convert: a file keeps no state from one call to the next", stateful=stateful,
+            do="Build these layers with stateful=False.")
 
 
 def _inputs(model, calibration):
     """The model's inputs as keras.Inputs of known size, nested as the model nests them."""
-    graph = graph_of(model.base if isinstance(model, Quantized) else model)
+    graph = graph_of(model)
     if graph is not None:
         inputs = fresh_inputs(graph)
         if calibration is not None:
@@ -132,57 +155,52 @@ def _samples(inputs, calibration):
             else np.zeros((8, *x.shape[1:]), x.dtype) for x in keras.tree.flatten(inputs)]
 
 
-def _in_float32(model):
-    """`model`, or a copy that computes in float32 where it does not: LiteRT has no bfloat16."""
-    base = model.base if isinstance(model, Quantized) else model
-    if graph_of(base) is None or all(layer.dtype_policy.name == "float32" for layer in _models.layers(base).values()):
-        return model
-    plain = _models.copy(base, change=lambda layer: type(layer).from_config(_to_float32(layer.get_config())))
-    if not isinstance(model, Quantized):
-        return plain
-    copy = type(model)(plain, model.recipe, name=model.name)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _to_float32(config):
-    if isinstance(config, dict):
-        if config.get("class_name", "").endswith("DTypePolicy"):
-            return "float32"
-        return {key: _to_float32(value) for key, value in config.items()}
-    return [_to_float32(value) for value in config] if isinstance(config, list | tuple) else config
-
-
 def _to_lite(model, inputs, samples, mode, trained):
-    """The converter's file, and the structure of its outputs."""
+    """The converter's file, the structure of the model's outputs, and how many samples the file takes at once."""
+    own = next(iter(keras.tree.flatten(inputs))).shape[0]
+    problems = []
+    for batch in (own,) if own else (1, None):             # the converter makes some models of open batch size alone
+        try:
+            return *_converted(model, inputs, samples, mode, trained, batch), batch
+        except (ConverterError, RuntimeError) as error:
+            problems.append(str(error))
+    missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", problems[0])))
+    require(not missing, "quantize.convert: LiteRT lacks operations of this model", lacking=missing,
+            do="Take them out of the model, for instance preprocessing that can be done before it.")
+    raise ValueError(f"quantize.convert: the converter cannot make this model {mode}: {_first_error(problems[0])}. Choose "
+                     "another mode, or replace the layer that it names.")
+
+
+def _converted(model, inputs, samples, mode, trained, batch):
     outputs = None
 
-    def run(*flat):
+    def forward(*flat):
         nonlocal outputs
-        outputs = model(keras.tree.pack_sequence_as(inputs, list(flat)), training=False)
+        with keras.StatelessScope():                       # what a call changes (random states) stands still in a file
+            outputs = model(keras.tree.pack_sequence_as(inputs, list(flat)), training=False)
         return [tf.identity(output) for output in keras.tree.flatten(outputs)]
 
-    specs = [tf.TensorSpec((x.shape[0] or 1, *x.shape[1:]), x.dtype, name=f"input_{index}")
+    specs = [tf.TensorSpec((batch, *x.shape[1:]), x.dtype, name=f"input_{index}")
              for index, x in enumerate(keras.tree.flatten(inputs))]
-    with quiet(), warnings.catch_warnings():
+    with run.quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)
         try:
-            frozen = convert_variables_to_constants_v2(tf.function(run).get_concrete_function(*specs),
+            frozen = convert_variables_to_constants_v2(tf.function(forward).get_concrete_function(*specs),
                                                        lower_control_flow=False)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
             _choose(converter, mode, None if trained else samples, frozen)
-            content = converter.convert()
-        except (ConverterError, RuntimeError) as error:
-            missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", str(error))))
-            require(not missing, "quantize.convert: LiteRT lacks operations of this model", lacking=missing,
-                    do="Take them out of the model, for instance preprocessing that can be done before it.")
-            require(False, f"quantize.convert: the converter cannot make this model {mode}",
-                    reason=str(error).strip().splitlines()[-1], do="Choose another mode.")
+            return converter.convert(), outputs
         finally:
             logging.set_verbosity(level)
-    return content, outputs
+
+
+def _first_error(text):
+    """What the converter complains of, without the place in its own source."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    line = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
+    return line.split("error:", 1)[-1].strip().rstrip(".")
 
 
 def _choose(converter, mode, samples, frozen):
@@ -200,7 +218,7 @@ def _choose(converter, mode, samples, frozen):
                     do="Build the RNN layers with unroll=True, or convert in mode dynamic.")
             # With the float set as well, the converter leaves an operation in float where it would give up.
             spec.supported_ops = [{"int8": sets.TFLITE_BUILTINS_INT8}.get(mode, _INT16), sets.TFLITE_BUILTINS]
-            step = frozen.inputs[0].shape[0]
+            step = frozen.inputs[0].shape[0] or 1
             converter.representative_dataset = lambda: (
                 [array[start:start + step] for array in samples] for start in range(0, len(samples[0]), step))
 
@@ -211,14 +229,14 @@ def _holds_indices(frozen):
                for op in frozen.graph.get_operations())
 
 
-def _named(content, inputs, outputs, note):
-    flat = keras.tree.flatten(outputs)
-    order = keras.tree.pack_sequence_as(outputs, list(range(len(flat))))
-    names = ["/".join(map(str, path)) or "output" for path, _ in _walk(order)]
-    structure = keras.tree.map_structure(lambda _: 0, inputs)
-    content = _file.sign(content, inputs=[x.name for x in keras.tree.flatten(inputs)], outputs=names,
-                         note={"inputs": structure, "outputs": order, **note})
-    return LiteModel(content)
+class _Signature:
+    """The names of a file's inputs and outputs, and how the model nests them."""
+
+    def __init__(self, inputs, outputs):
+        order = keras.tree.pack_sequence_as(outputs, list(range(len(keras.tree.flatten(outputs)))))
+        self.inputs = [x.name for x in keras.tree.flatten(inputs)]
+        self.outputs = ["/".join(map(str, path)) or "output" for path, _ in _walk(order)]
+        self.note = {"inputs": keras.tree.map_structure(lambda _: 0, inputs), "outputs": order}
 
 
 def _walk(structure, path=()):
@@ -232,73 +250,91 @@ def _walk(structure, path=()):
     return sorted(found, key=lambda leaf: leaf[1])
 
 
-def _compare(model, inputs, samples, lite, on_noise):
-    expected = []
-    step = max(32, next(iter(keras.tree.flatten(inputs))).shape[0] or 1)
+def _run(content, samples):
+    """The file's outputs for all samples, and whether it gives the same when it takes several at once."""
+    try:
+        found = run.batches(run.interpreter(content), samples)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError("quantize.convert: LiteRT cannot run this model in this mode: "
+                         f"{str(error).split('Node number')[0].strip()}. Choose another mode.") from None
+    several = [np.resize(array, (3, *array.shape[1:])) for array in samples]
+    try:
+        at_once = run.run(run.interpreter(content, batch=3), several)
+    except (RuntimeError, ValueError):
+        return found, False
+    wanted = [np.resize(array, (3, *array.shape[1:])) for array in found]
+    return found, all(a.shape == b.shape and np.allclose(a, b, rtol=0, atol=0.05 * np.ptp(b) + 1e-6)
+                      for a, b in zip(at_once, wanted, strict=True))
+
+
+def _compare(model, inputs, samples, found, trained):
+    """How far the file is from the model that was passed in; and from the one in float that this was made of."""
+    difference, agreement = _difference(_expected(model, inputs, samples), found)
+    report = {"compared_with": "the trained model, rounding included" if trained else "the model",
+              "max_difference": difference, "agreement": agreement}
+    if trained:
+        original = model.original.held if model.original else None
+        with unrounded():
+            difference, agreement = _difference(_expected(original or model, inputs, samples), found)
+        report |= {"float_model": "the model passed to quantize.wrap" if original else "the trained weights in float",
+                   "float_difference": difference, "float_agreement": agreement}
+    return report
+
+
+def _expected(model, inputs, samples):
+    """The model's outputs in float32, run with random states that stand still."""
+    step, found = max(32, next(iter(keras.tree.flatten(inputs))).shape[0] or 1), []
     for start in range(0, len(samples[0]), step):
         batch = keras.tree.pack_sequence_as(inputs, [tf.constant(array[start:start + step]) for array in samples])
-        expected.append([np.asarray(output, "float32") for output in keras.tree.flatten(model(batch, training=False))])
-    expected = [np.concatenate(parts) for parts in zip(*expected, strict=True)]
-    try:
-        found = keras.tree.flatten(lite.predict(keras.tree.pack_sequence_as(inputs, samples)))
-    except RuntimeError as error:
-        require(False, "quantize.convert: LiteRT cannot run this model in this mode",
-                reason=str(error).split("Node number")[0].strip(), do="Choose another mode.")
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
-    equal = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in zip(expected, found, strict=True) if a.shape[-1] > 1]
-    return {"samples": len(samples[0]), "checked_on": "noise" if on_noise else "calibration",
-            "max_difference": difference, "agreement": float(np.mean(equal)) if equal else None}
+        with keras.StatelessScope():
+            found.append([np.asarray(x, "float32") for x in keras.tree.flatten(model(batch, training=False))])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def _preserved(model, content):
-    """Share of zeros and largest number of shared values, counted in the file; refuses if it lost any.
+def _difference(expected, found):
+    """Largest difference, and share of equal argmax (None if no output has several values)."""
+    pairs = [(a[:len(b)], b) for a, b in zip(expected, found, strict=True)]
+    equal = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a.shape[-1:] > (1,)]
+    return max(float(np.abs(a - b).max()) for a, b in pairs), float(np.mean(equal)) if equal else None
 
-    A kernel is found in the file by its values, which differ by rounding and by one factor for each channel.
-    """
-    if not model.preserves:
-        return {}
-    found = [values for *_, values in _file.kernels(content) if values.dtype == np.int8]
+
+def _warn(mode, report, ops, all_selected):
+    if mode == "dynamic" and (ops["op"] == "DEPTHWISE_CONV_2D").any():
+        warnings.warn("quantize.convert: dynamic range makes a model with depthwise convolutions smaller, but often slower "
+                      "on CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=3)
+    if all_selected and report["float_ops"]:
+        warnings.warn(f"quantize.convert: LiteRT left operations in float that the plan counts as selected: "
+                      f"{report['float_ops']}.", stacklevel=3)
+
+
+def _preserved(model, parsed):
+    """Share of zeros and largest number of shared values, counted in the file; refuses if it lost any."""
+    layers = {name: layer for name, layer in model.rounded().items() if layer.preserves}
+    entries = [entry for entry in file.kernels(parsed) if entry[-1].dtype == np.int8]
     lost, zeros, size, most = {}, 0, 0, 0
-    for name, (kernel, _, kept) in model.kernels().items():
-        if not (kept["zeros"] or kept["centroids"]):
-            continue
-        pair = next(((values, own) for own in _layouts(kernel) for values in found if _same(values, own)), None)
+    for name, layer in layers.items():
+        pair = match.pair(layer.kernels()[0], entries)
         if pair is None:
             lost[name] = "not in the file"
             continue
-        counts = [max(len(np.unique(row)) for row in (array if array.ndim == 4 else [array])) for array in pair]
-        values, own = pair
-        if kept["zeros"]:
-            zeros, size = zeros + (values == 0).sum(), size + values.size
-            if (values[own == 0] != 0).any():
-                lost[name] = f"sparsity {(own == 0).mean():.4f} became {(values == 0).mean():.4f}"
-        if kept["centroids"]:
-            most = max(most, counts[0])
-            if counts[0] > counts[1]:
-                lost[name] = f"{counts[1]} shared values became {counts[0]}"
+        (op, *_), stored, own = pair
+        if layer.zeros:
+            zeros, size = zeros + (stored == 0).sum(), size + stored.size
+            if (stored[own == 0] != 0).any():
+                lost[name] = f"sparsity {(own == 0).mean():.4f} became {(stored == 0).mean():.4f}"
+        if layer.centroids:                                # one scale a channel for convolutions, else one for all
+            found, before = (max(len(np.unique(part)) for part in (rows if op in _BY_CHANNEL else [rows]))
+                             for rows in (stored, own))
+            most = max(most, found)
+            if found > before:
+                lost[name] = f"{before} shared values became {found}"
     require(not lost, "quantize.convert must keep what quantize.wrap preserved", lost=lost)
     return {**({"sparsity": float(zeros / size)} if size else {}), **({"clusters": most} if most else {})}
 
 
-def _layouts(kernel):
-    """A Keras kernel as LiteRT may lay it out: of Dense; of a convolution, a depthwise and a transposed one."""
-    if kernel.ndim == 2:
-        return [kernel.T]
-    return [kernel.transpose(3, 0, 1, 2), kernel.reshape(1, *kernel.shape[:2], -1), kernel.transpose(2, 0, 1, 3)]
-
-
-def _same(values, kernel):
-    if values.shape != kernel.shape:
-        return False
-    first, second = (np.abs(array.reshape(len(array) if array.ndim == 4 else 1, -1).astype("float64"))
-                     for array in (values, kernel))
-    return np.abs(first / np.maximum(first.max(1, keepdims=True), 1e-30)
-                  - second / np.maximum(second.max(1, keepdims=True), 1e-30)).max() < 0.03
-
-
 def _shares(ops):
-    computing, integer = ops[_file.computing(ops)], ops[_file.integer(ops)]
-    left = computing[~_file.integer(computing)]
+    computing, integer = ops[file.computing(ops)], ops[file.integer(ops)]
+    left = computing[~file.integer(computing)]
     return {"integer_ops": len(integer) / max(len(computing), 1),
             "integer_macs": float(integer["macs"].sum() / max(computing["macs"].sum(), 1)),
             "float_ops": {op: int(count) for op, count in left["op"].value_counts().items()}}

@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.interpreter import OpResolverType
 
 from .. import _models
-from .._bridge.adopt import Adopted
 from .._check import require, require_number
 from .._keras import fresh_inputs, graph_of, keras, mask_of, set_mask, tf, uses
-from . import _file, _lite, _match
+from .._litert import file, match, run
+from ._lite import LiteModel, take
+from ._train import Quantized
 
 _MOST_SAMPLES, _MOST_NUMBERS = 64, 5e7                     # what is kept of all layers at once
 _ALIKE = 0.9                                               # least correlation of an output with a tensor without kernel
@@ -18,11 +19,8 @@ _FUSED = (keras.layers.BatchNormalization, keras.layers.ReLU, keras.layers.Activ
           keras.layers.Dropout, keras.layers.Rescaling)    # LiteRT may run these in one with the layer before them
 
 
-# The formula
-
-
 def signal_to_noise(signal, noisy):
-    """Decibels of the median channel: 10 log10(variance of the signal / mean square of the difference), at most 99.
+    """Signal-to-noise ratio in decibels of the median channel: 10 log10(variance of the signal / mean square of the difference), at most 99.
 
     Channels are the last axis; those whose signal hardly varies have none. One number for the whole would show the
     loudest channel alone, while one scale for all channels drowns the quiet ones.
@@ -43,16 +41,13 @@ def signal_to_noise(signal, noisy):
     return float(np.clip(np.median(10 * np.log10(power[heard] / np.maximum(noise[heard], 1e-30))), -99, 99))
 
 
-# The helper
-
-
-def diagnose(model, lite, data, *, least=20.0):
-    """Which layers of a LiteRT file lose: the file beside its model, output by output, on the same examples.
+def diagnose(model, lite, data, *, threshold_db=20.0):
+    """Signal-to-quantization-noise ratio by layer: a LiteRT file beside its model, output by output, on the same data.
 
         snr  = signal to noise of the file's tensor beside the model's, in dB: all noise up to there
         own  = the same beside what the layer makes, in float, of the file's own inputs: the noise it adds itself
 
-    Both are those of the median channel. A layer loses if `own` is below `least`; rounding to eight bits leaves 25 to
+    Both are those of the median channel. A layer loses if `own` is below `threshold_db`; rounding to eight bits leaves 25 to
     45 dB as a rule.
 
     Which tensor of the file is which layer's is found out: by the values of its kernel, then by the values that come
@@ -63,7 +58,7 @@ def diagnose(model, lite, data, *, least=20.0):
       model: the built Functional or Sequential Keras model that the file was made of, plain; it is only read.
       lite: a `quantize.LiteModel`.
       data: typical inputs, as `calibration` of `convert`; at most 64 samples are used.
-      least: dB of own noise below which a layer is said to lose.
+      threshold_db: decibels of `own` below which a layer is said to lose.
 
     Returns:
       pandas.DataFrame, one row a layer, in order: `layer`, `class`, `tensor` (name in the file), `snr`, `own`,
@@ -82,23 +77,24 @@ def diagnose(model, lite, data, *, least=20.0):
       >>> quantize.diagnose(model, quantize.convert(model, calibration=x), x)[["layer", "status"]].values.tolist()
       [['hidden', 'fine'], ['classes', 'fine']]
     """
-    require(not isinstance(model, Adopted), "quantize.diagnose needs the plain model", model=type(model).__name__,
+    require(not isinstance(model, Quantized), "quantize.diagnose needs the plain model", model=type(model).__name__,
             do="Pass the model that was given to quantize.wrap.")
     graph = _models.require_graph(model, "quantize.diagnose")
-    require(isinstance(lite, _lite.LiteModel), "quantize.diagnose needs a LiteModel", lite=type(lite).__name__,
+    require(isinstance(lite, LiteModel), "quantize.diagnose needs a LiteModel", lite=type(lite).__name__,
             do="Make one with quantize.convert, or read one with quantize.load.", error=TypeError)
-    require_number("least", least)
+    require_number("threshold_db", threshold_db)
     inputs = fresh_inputs(graph)
-    samples = _lite.take(data, inputs)
+    samples = take(data, inputs, "quantize.diagnose")
     size = sum(np.prod(x.shape[1:]) for *_, outputs in uses(graph) for x in outputs if None not in x.shape[1:])
     samples = [array[:int(np.clip(_MOST_NUMBERS / max(size, 1), 4, _MOST_SAMPLES))] for array in samples]
     stored = _run_file(lite, keras.tree.pack_sequence_as(inputs, samples))
     spots = _Walk(model, samples).spots
-    _find(spots, stored, _file.kernels(lite.content))
+    _match_by_kernel(spots, stored, file.kernels(lite.parsed))
+    _match_by_values(spots, stored)
     require(any(spot.tensor for spot in spots), "quantize.diagnose finds no layer of the model in the file",
             model=model.name, do="Pass the model that the file was made of.")
     local = {spot.key: spot for spot in _Walk(model, samples, {spot.key: spot.tensor for spot in spots}).spots}
-    return pd.DataFrame([_row(spot, local[spot.key], least) for spot in spots if spot.is_layer],
+    return pd.DataFrame([_row(spot, local[spot.key], threshold_db) for spot in spots if spot.is_layer],
                         columns=["layer", "class", "tensor", "snr", "own", "status", "why", "do"])
 
 
@@ -124,6 +120,9 @@ class _Spot:
     tensor: _Tensor | None = None
     fused: bool = False
     held: object = None                                    # the value as a tensor, so that no other gets its id
+
+    def give(self, tensor):
+        self.tensor = dataclasses.replace(tensor, values=tensor.values.reshape(self.value.shape))
 
 
 class _Walk:
@@ -170,23 +169,22 @@ class _Walk:
 
 
 def _run_file(lite, x):
-    """[(number of the operation, _Tensor)] of what every operation of the file puts out, for all examples."""
-    with _lite.quiet():
-        interpreter = Interpreter(model_content=lite.content, experimental_preserve_all_tensors=True,
+    """[_Tensor] of what every operation of the file puts out, for all samples."""
+    interpreter = run.interpreter(lite.content, experimental_preserve_all_tensors=True,
                                   experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
-        interpreter.allocate_tensors()
-    arrays, details = lite._arrays(x), interpreter.get_input_details()
     known = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
-    wanted = [known[int(index)] for op in _file.parse(lite.content).subgraphs[0].operators for index in op.outputs]
+    wanted = [known[int(index)] for op in lite.parsed.subgraphs[0].operators for index in op.outputs]
     wanted = [detail for detail in wanted if detail["dtype"] in (np.float32, np.int8, np.int16, np.uint8)]
-    batch, parts = int(details[0]["shape"][0]), {detail["index"]: [] for detail in wanted}
-    for start in range(0, len(arrays[0]) // batch * batch, batch):
-        for array, detail in zip(arrays, details, strict=True):
-            interpreter.set_tensor(detail["index"], _lite._store(array[start:start + batch], detail))
-        interpreter.invoke()
-        for index, seen in parts.items():
-            seen.append(interpreter.get_tensor(index))
-    return [_tensor(detail, np.concatenate(parts[detail["index"]])) for detail in wanted]
+    parts = [[] for _ in wanted]
+
+    def each(interpreter, batch):
+        outputs = run.run(interpreter, batch)
+        for seen, detail in zip(parts, wanted, strict=True):
+            seen.append(interpreter.get_tensor(detail["index"]))
+        return outputs
+
+    run.batches(interpreter, lite.inputs_of(x, "quantize.diagnose"), each=each)
+    return [_tensor(detail, np.concatenate(seen)) for detail, seen in zip(wanted, parts, strict=True)]
 
 
 def _tensor(detail, values):
@@ -195,37 +193,43 @@ def _tensor(detail, values):
     if scale:
         ends = np.iinfo(detail["dtype"])
         limits = scale * (ends.min - zero), scale * (ends.max - zero)
-    return _Tensor(detail["name"], np.asarray(_lite._restore(values, detail), "float32"), limits)
+    return _Tensor(detail["name"], np.asarray(run.restore(values, detail), "float32"), limits)
 
 
-def _find(spots, stored, kernels):
-    """Gives each spot its tensor, or leaves it without."""
-    free = {id(tensor): tensor for tensor in stored}
-    by_name = {tensor.name: tensor for tensor in stored}
+def _match_by_kernel(spots, stored, kernels):
+    """Gives a layer whose kernel is in the file the output of the operation that holds it.
 
-    def give(spot, tensor):
-        spot.tensor = dataclasses.replace(tensor, values=tensor.values.reshape(spot.value.shape))
-        free.pop(id(tensor), None)
-
+    LiteRT may have run the layers behind it in the same operation: of these the one whose values are most like the
+    tensor's gets it, and those before are fused.
+    """
+    by_name, taken = {tensor.name: tensor for tensor in stored}, set()
     for place, spot in enumerate(spots):
-        arrays = [np.asarray(w) for w in getattr(spot.op, "weights", ()) if len(w.shape) > 1]
-        entry = _match.find(max(arrays, key=np.size), kernels) if arrays else None
+        weights = [np.asarray(w) for w in getattr(spot.op, "weights", ()) if len(w.shape) > 1]
+        entry = match.find(max(weights, key=np.size), kernels) if weights else None
         tensor = by_name.get(entry[2]) if entry else None
-        if tensor is None or id(tensor) not in free or tensor.values.size != spot.value.size:
+        if tensor is None or tensor.name in taken or tensor.values.size != spot.value.size:
             continue
         chain = _chain(spots, place)
         last = max(range(len(chain)), key=lambda i: (_correlation(chain[i].value, tensor.values), i))
-        give(chain[last], tensor)
+        chain[last].give(tensor)
+        taken.add(tensor.name)
         for before in chain[:last]:
             before.fused = True
+
+
+def _match_by_values(spots, stored):
+    """Gives every other output the tensor that is most like it, if one is like it at all."""
+    free = {tensor.name: tensor for tensor in stored}
     for spot in spots:
-        if spot.tensor is not None or spot.fused:
-            continue
-        alike = [(_correlation(spot.value, tensor.values), tensor) for tensor in free.values()
-                 if tensor.values.size == spot.value.size]
-        most, tensor = max(alike, key=lambda pair: pair[0], default=(0, None))
+        if spot.tensor is not None:
+            free.pop(spot.tensor.name)
+    for spot in spots:
+        alike = [] if spot.tensor is not None or spot.fused else [
+            (_correlation(spot.value, tensor.values), tensor.name) for tensor in free.values()
+            if tensor.values.size == spot.value.size]
+        most, name = max(alike, default=(0, None))
         if most >= _ALIKE:
-            give(spot, tensor)
+            spot.give(free.pop(name))
 
 
 def _chain(spots, place):
@@ -245,16 +249,16 @@ def _correlation(a, b):
     return float(a @ b / scale) if scale > 0 else 0.
 
 
-def _row(spot, local, least):
+def _row(spot, local, threshold_db):
     row = {"layer": spot.path, "class": type(spot.op).__name__, "tensor": "", "snr": np.nan, "own": np.nan,
            "status": "fused" if spot.fused else "not found", "why": "", "do": ""}
     if spot.tensor is None:
         return row | {"why": "LiteRT runs it in one with the layers behind it" if spot.fused
                       else "no tensor of the file was recognised as its output"}
     own = signal_to_noise(local.value, spot.tensor.values)
-    why, do = _advice(local.value, spot.tensor, spot.op.name) if own < least else ("", "")
+    why, do = _advice(local.value, spot.tensor, spot.op.name) if own < threshold_db else ("", "")
     return row | {"tensor": spot.tensor.name, "snr": round(signal_to_noise(spot.value, spot.tensor.values), 1),
-                  "own": round(own, 1), "status": "loses" if own < least else "fine", "why": why, "do": do}
+                  "own": round(own, 1), "status": "loses" if own < threshold_db else "fine", "why": why, "do": do}
 
 
 def _advice(value, tensor, name):

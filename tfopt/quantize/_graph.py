@@ -1,17 +1,15 @@
-"""What quantisation does to each layer of a model, and the model prepared for it.
+"""What quantization does to each layer of a model: read from its graph, nothing is built.
 
 TFMOT's 8-bit scheme says where a tensor is rounded to eight bits: the input, every kernel, and the output of what
 computes, but not between the parts that LiteRT runs as one operation (a convolution with the BatchNormalization and
-the ReLU behind it, an addition with its ReLU, what is concatenated). Here these places become layers of a Keras 3
-model: Identity layers that stand for ranges. `_toolkit.quantization` then puts TFMOT's quantisers there.
+the ReLU behind it, an addition with its ReLU, what is concatenated). `_prepare` puts `Range` layers at these places.
 """
 
 import dataclasses
 import math
 
-from .._bridge import legacy_name
-from .._bridge.build import run
-from .._keras import fresh_inputs, fresh_operation, graph_of, keras, uses
+from .._check import require
+from .._keras import graph_of, keras, mask_of, producer, uses_for
 
 layers = keras.layers
 
@@ -35,53 +33,116 @@ _LOOPS = (layers.RNN, layers.Bidirectional, layers.ConvLSTM1D, layers.ConvLSTM2D
 
 
 @dataclasses.dataclass(eq=False)
+class Value:
+    """A tensor of a model whose nested models are opened.
+
+    Attributes:
+      symbol: a KerasTensor of the same rank, dtype and channels.
+      masked: does a mask go with it?
+    """
+
+    symbol: object
+    maker: "Use | None" = None
+    masked: bool = False
+    takers: list = dataclasses.field(default_factory=list)
+
+    @property
+    def shape(self):
+        return self.symbol.shape
+
+    @property
+    def dtype(self):
+        return self.symbol.dtype
+
+    @property
+    def is_float(self):
+        return "float" in self.symbol.dtype
+
+
+@dataclasses.dataclass(eq=False)
 class Use:
-    """One use of a layer or operation in a flat graph."""
+    """One use of a layer or operation."""
 
     op: object
-    path: str                      # in the user's model
-    args: tuple                    # with the graph's KerasTensors
+    path: str
+    args: tuple                    # with Values in place of tensors
     kwargs: dict
-    outputs: list                  # KerasTensors
+    outputs: list = dataclasses.field(default_factory=list)
     kind: str = ""                 # kernel, fold, lone, norm, scale, range, fixed, pass, output or float
     why: str = ""
 
     @property
     def inputs(self):
-        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
+        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, Value)]
 
 
 class Graph:
-    """A copy of a model with its nested models opened, and what quantisation does to each use of a layer.
+    """The uses of layers and operations in a model, in order, and what quantization does to each.
 
     Args:
       model: built graph model; it is only read.
-      chosen: paths of the layers to quantise, or None for all that can be. The BatchNormalization and the ReLU that
+      chosen: paths of the layers to quantize, or None for all that can be. The BatchNormalization and the ReLU that
         LiteRT runs as one with a chosen layer go with it.
+
+    Attributes:
+      uses: list of `Use`.
+      inputs, outputs: the model's own, as flat lists of `Value`.
     """
 
     def __init__(self, model, chosen=None):
-        self.model, self.chosen = model, chosen
-        flat, self.paths = _flatten(model)
-        self.graph = graph_of(flat)
-        self.uses = [Use(op, self.paths[id(op)], *parts) for op, *parts in uses(self.graph)]
-        self.maker = {id(x): use for use in self.uses for x in use.outputs}
-        self.takers = {}
-        for use in self.uses:
-            for x in use.inputs:
-                self.takers.setdefault(id(x), []).append(use)
-        self.ends = {id(x) for x in self.graph.outputs}
+        self.model, self.chosen, self.uses = model, chosen, []
+        graph = graph_of(model)
+        self.inputs = [Value(x, masked=mask_of(x) is not None) for x in graph.inputs]
+        self.outputs = self._walk(graph, self.inputs, "", graph.outputs)
+        self.ends = set(map(id, self.outputs))
         for use in self.uses:
             self._judge(use)
 
+    def _walk(self, graph, inputs, prefix, wanted):
+        """Notes the uses in `graph` on which the tensors `wanted` depend; returns the Values of its outputs."""
+        values = dict(zip(map(id, graph.inputs), inputs, strict=True))
+        steps, needed = uses_for(graph, wanted, masks=True)
+        for op, args, kwargs, outputs in steps:
+            args, kwargs = keras.tree.map_structure(
+                lambda x: values.get(id(x)) if isinstance(x, keras.KerasTensor) else x, (args, kwargs))
+            inner = graph_of(op)
+            if inner is None:
+                found = self._note(op, f"{prefix}{op.name}", args, kwargs, outputs)
+            else:
+                given = self._enter(inner, op, keras.tree.flatten((args, kwargs)), prefix)
+                found = self._walk(inner, given, f"{prefix}{op.name}/", [
+                    x for x, y in zip(inner.outputs, outputs, strict=True) if id(y) in needed])
+            values.update(zip(map(id, outputs), found, strict=True))
+        return [values.get(id(x)) for x in graph.outputs]
+
+    def _enter(self, inner, op, given, prefix):
+        """The inputs of a nested model, in the dtypes it declares."""
+        require(len(given) == len(inner.inputs), "quantize: a nested model must be called with its inputs alone",
+                model=op.name, do="Let the masks of its inputs come from Masking or Embedding layers.")
+        for x, start in zip(given, inner.inputs, strict=True):
+            if x is None or x.dtype == start.dtype or (x.is_float and "float" in start.dtype):
+                yield x
+            else:
+                symbol = keras.ops.cast(x.symbol, start.dtype)
+                yield self._note(producer(symbol)[0], f"{prefix}{op.name}/cast", (x,), {}, [symbol])[0]
+
+    def _note(self, op, path, args, kwargs, outputs):
+        use = Use(op, path, args, kwargs)
+        passes = getattr(op, "supports_masking", False) and any(x.masked for x in use.inputs)
+        use.outputs = [Value(x, use, passes or mask_of(x) is not None) for x in outputs]
+        for x in use.inputs:
+            x.takers.append(use)
+        self.uses.append(use)
+        return use.outputs
+
     def only_taker(self, use):
         """The one use that takes this one's only output, if there is just one and the model does not return it."""
-        takers = self.takers.get(id(use.outputs[0]), [])
+        takers = use.outputs[0].takers
         return takers[0] if len(takers) == 1 and id(use.outputs[0]) not in self.ends else None
 
     def maker_of(self, use):
         """The use that made the first input of this one; None if the model's input is that."""
-        return self.maker.get(id(use.inputs[0])) if use.inputs else None
+        return use.inputs[0].maker if use.inputs else None
 
     def _judge(self, use):
         kind, why = self._able(use)
@@ -97,10 +158,12 @@ class Graph:
         op, name = use.op, type(use.op).__name__
         if len(use.outputs) != 1:
             return "float", "has several outputs"
-        if "float" not in use.outputs[0].dtype:
+        if not use.outputs[0].is_float:
             return "float", f"makes {use.outputs[0].dtype}"
         if isinstance(op, _LOOPS):
             return "float", "recurrent: the toolkit has no scheme for it"
+        if getattr(op, "lora_enabled", False) or getattr(op, "quantization_mode", None):
+            return "float", "has LoRA weights, or is quantized by Keras"
         if not type(op).__module__.startswith("keras."):
             return "output", f"a layer of your own: {_OUTPUT}"
         if getattr(op, "data_format", None) == "channels_first":
@@ -116,8 +179,10 @@ class Graph:
     def _able_norm(self, use):
         maker = self.maker_of(use)
         rank = len(use.outputs[0].shape)
+        if use.inputs[0].masked:
+            return "output", f"its statistics leave out what is masked: {_OUTPUT}"
         if use.op.axis not in (-1, rank - 1) or rank > 4:
-            return "output", f"normalises another axis than the last: {_OUTPUT}"
+            return "output", f"normalizes another axis than the last: {_OUTPUT}"
         alone = maker is not None and [other.op for other in self.uses].count(maker.op) == 1
         if (alone and maker.kind == "kernel" and type(maker.op).__name__ in _FOLDS
                 and called(maker.op.activation) == "linear" and self.only_taker(maker) is use):
@@ -152,49 +217,26 @@ class Graph:
         return use.kind == "kernel" and called(use.op.activation) not in ("linear", "relu")
 
     def table(self):
-        """[[path, class, weights, status, why]] of every use, a shared one once."""
+        """[[path, class, parameters, affected, status, why]] of every use, a shared one once."""
         rows = {}
         for use in self.uses:
-            count = sum(math.prod(weight.shape) for weight in getattr(use.op, "weights", ()))
-            status = {"float": "float", "output": "output only"}.get(use.kind, "done")
-            rows.setdefault(use.path, [use.path, type(use.op).__name__, count, status, use.why])
+            if not isinstance(use.op, keras.layers.Layer) and not use.outputs[0].is_float:
+                continue                                       # such as the making of masks
+            parameters = [math.prod(weight.shape) for weight in getattr(use.op, "weights", ())]
+            affected = sum(math.prod(kernel.shape) for kernel in kernels_of(use.op)) if use.kind == "kernel" else 0
+            status = "skipped" if use.kind in ("float", "output") else "selected"
+            rows.setdefault(use.path, [use.path, type(use.op).__name__, sum(parameters), affected, status, use.why])
             if self.splits(use) and called(use.op.activation) not in ACTIVATIONS:
+                path = f"{use.path} (its activation)"
                 name = getattr(use.op.activation, "__name__", type(use.op.activation).__name__)
-                rows.setdefault(f"{use.path} (its activation)", [f"{use.path} (its activation)", name, 0, "output only",
-                                                                 _OUTPUT])
+                rows.setdefault(path, [path, name, 0, 0, "skipped", _OUTPUT])
         return list(rows.values())
 
 
-def _flatten(model):
-    """The model with its nested models opened, its layers named `outer.inner`; and {id of an operation: its path}."""
-    copies, paths, taken = {}, {}, set()
-
-    def use(op, given, symbols, prefix):
-        if id(op) not in copies:
-            path = f"{prefix}{op.name}"
-            if isinstance(op, keras.layers.Layer):
-                new = renamed(op, free(legacy_name(path), taken))
-            else:
-                new = fresh_operation(op)
-            copies[id(op)], paths[id(new)] = (op, new), path
-        args, kwargs = given
-        return copies[id(op)][1](*args, **kwargs)
-
-    graph = graph_of(model)
-    inputs = fresh_inputs(graph)
-    flat = keras.Model(inputs, run(graph, inputs, use), name=model.name)
-    for old, new in copies.values():
-        for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ()), strict=True):
-            target.assign(source)
-    return flat, paths
-
-
-def renamed(layer, name, **changes):
-    """A layer from the config of `layer`, under another name."""
-    new = type(layer).from_config({**layer.get_config(), "name": name, **changes})
-    if new.trainable != layer.trainable:
-        new.trainable = layer.trainable
-    return new
+def kernels_of(layer):
+    """The kernels of a layer that are rounded."""
+    names = ("depthwise_kernel", "pointwise_kernel") if "Separable" in type(layer).__name__ else ("kernel",)
+    return [getattr(layer, name) for name in names]
 
 
 def free(name, taken):

@@ -1,20 +1,16 @@
 """A LiteRT file as an object: run it, measure it, look inside."""
 
-import contextlib
 import functools
-import os
 import pathlib
-import sys
-import tempfile
 import threading
 
 import numpy as np
 import pandas as pd
-from ai_edge_litert.interpreter import Interpreter
 
-from .._check import require
+from .. import _files
+from .._check import require, require_number
 from .._keras import keras, tf
-from . import _file
+from .._litert import file, run
 
 _MOST = 256                                                # samples that calibrate and check; more change little
 
@@ -23,8 +19,9 @@ class LiteModel:
     """A LiteRT (TFLite) file in memory, with the interface of a model: floats in, floats out.
 
     Where the file stores integers, `predict` computes `round(x / scale) + zero` on the way in and
-    `scale * (q - zero)` on the way out. It runs on one CPU thread, batch by batch of the file's own batch size (1, if
-    `quantize.convert` made it): for small networks as fast as larger batches, and what a device does.
+    `scale * (q - zero)` on the way out. It runs on one CPU thread, and by default batch by batch of the file's own size
+    (1, if `quantize.convert` made it): for small networks as fast as larger batches, and what a device does. Several
+    threads may use one LiteModel; they take turns.
 
     Attributes:
       content: the file, bytes.
@@ -53,20 +50,30 @@ class LiteModel:
     """
 
     def __init__(self, content, *, threads=1):
-        require(isinstance(content, bytes) and content[4:8] == b"TFL3", "`content` must be the bytes of a .tflite file",
-                content=type(content).__name__, do="Make one with quantize.convert, or read one with quantize.load.")
-        self.content, self._threads = content, threads
+        require(isinstance(content, bytes) and content[4:8] == b"TFL3",
+                "quantize.LiteModel: `content` must be the bytes of a .tflite file", content=type(content).__name__,
+                do="Make one with quantize.convert, or read one with quantize.load.")
+        require_number("threads", threads, low=1, integer=True)
+        self.content, self._threads = content, int(threads)
+        self._interpreters, self._lock = {}, threading.Lock()
 
     def __repr__(self):
-        return f"<LiteModel {self.report.get('mode', 'of unknown making')}, {self.size:,} bytes>"
+        ends = {name: tuple(map(int, detail["shape"])) for name, detail in zip(
+            self._names, self._interpreter.get_input_details(), strict=True)}
+        return f"<LiteModel {self.report.get('mode', 'of unknown making')}, {self.size:,} bytes, inputs {ends}>"
 
     @property
     def size(self):
         return len(self.content)
 
     @functools.cached_property
+    def parsed(self):
+        """The file as an object of LiteRT's schema."""
+        return file.parse(self.content)
+
+    @functools.cached_property
     def _note(self):
-        return _file.read_note(self.content)
+        return file.read_note(self.parsed)
 
     @property
     def report(self):
@@ -74,76 +81,92 @@ class LiteModel:
 
     @functools.cached_property
     def ops(self):
-        return _file.operations(self.content)
+        return file.operations(self.parsed)
 
     @functools.cached_property
     def kernels(self):
-        return {name: values for _, name, _, values in _file.kernels(self.content)}
+        return {name: values for _, name, _, values in file.kernels(self.parsed)}
 
     @property
     def plan(self):
         if "plan" in self._note:
             return pd.DataFrame(self._note["plan"])
-        table = self.ops[_file.computing(self.ops)]
-        whole = _file.integer(table)
+        table = self.ops[file.computing(self.ops)]
+        whole = file.integer(table)
         return pd.DataFrame({
-            "layer": table["name"], "class": table["op"], "status": np.where(whole, "done", "float"),
+            "layer": table["name"], "class": table["op"], "status": np.where(whole, "selected", "skipped"),
             "why": np.where(whole, "", np.where(table["weights"].isin(["int8", "float16"]),
                                                 table["weights"] + " weights, float arithmetic", "computes in float"))})
 
-    @functools.cached_property
+    @property
     def _interpreter(self):
-        with quiet():
-            interpreter = Interpreter(model_content=self.content, num_threads=self._threads)
-            interpreter.allocate_tensors()
-        return interpreter
+        return self._for_batches_of(None)
 
-    def predict(self, x):
-        """The file's outputs for a batch of any size, nested as the Keras model nested them.
+    @functools.cached_property
+    def _names(self):
+        return [detail["name"] for detail in self._interpreter.get_input_details()]
+
+    def _for_batches_of(self, batch):
+        if batch not in self._interpreters:
+            try:
+                self._interpreters[batch] = run.interpreter(self.content, batch=batch, num_threads=self._threads)
+            except RuntimeError as error:
+                raise ValueError(f"LiteModel.predict: this file cannot take batches of {batch} ({_reason(error)}). "
+                                 "Leave `batch_size` out.") from None
+        return self._interpreters[batch]
+
+    def __call__(self, x):
+        """The same as `predict(x)`."""
+        return self.predict(x)
+
+    def predict(self, x, *, batch_size=None, verbose=0):
+        """The file's outputs for any number of samples, nested as the Keras model nested them.
 
         Args:
           x: array (samples, ...); for several inputs a dict by input name or a list in the model's order; or a
             tf.data.Dataset of batches, of which only the inputs are used.
+          batch_size: samples in one run; None for the file's own number. Others resize the file's inputs, which files
+            of `quantize.convert` allow if `report["resizable"]`.
+          verbose: 1 shows a progress bar; 0 or "auto" none.
+
+        Raises:
+          ValueError: `x` does not fit the file's inputs; the file does not take batches of this size.
         """
-        arrays, details = self._arrays(x), self._interpreter.get_input_details()
-        batch = int(details[0]["shape"][0])
-        count = len(arrays[0])
-        require(count > 0 and count % batch == 0, f"predict needs a multiple of {batch} samples", samples=count,
-                do="Pass whole batches.")
-        arrays = [_store(array, detail) for array, detail in zip(arrays, details, strict=True)]
-        targets = self._interpreter.get_output_details()
-        found = [np.empty((count, *detail["shape"][1:]), detail["dtype"]) for detail in targets]
-        for start in range(0, count, batch):
-            for array, detail in zip(arrays, details, strict=True):
-                self._interpreter.set_tensor(detail["index"], array[start:start + batch])
-            self._interpreter.invoke()
-            for array, detail in zip(found, targets, strict=True):
-                array[start:start + batch] = self._interpreter.get_tensor(detail["index"])
-        outputs = [_restore(array, detail) for array, detail in zip(found, targets, strict=True)]
+        if batch_size is not None:
+            require_number("batch_size", batch_size, low=1, integer=True)
+        require(verbose in (0, 1, "auto"), 'LiteModel.predict: `verbose` must be 0, 1 or "auto"', verbose=verbose)
+        arrays = self.inputs_of(x, "LiteModel.predict")
+        with self._lock:
+            interpreter = self._for_batches_of(batch_size and int(batch_size))
+            bar = keras.utils.Progbar(None) if verbose == 1 else None
+            outputs = run.batches(interpreter, arrays, tick=(lambda: bar.add(1)) if bar else None)
         return _nest(self._note.get("outputs", 0 if len(outputs) == 1 else list(range(len(outputs)))), outputs)
 
-    def evaluate(self, x, y=None, *, loss=None, metrics=("accuracy",)):
+    def evaluate(self, x, y=None, sample_weight=None, *, loss=None, metrics=("accuracy",), weighted_metrics=()):
         """Loss and metrics, as `keras.Model.evaluate(..., return_dict=True)` computes them.
 
         Args:
-          x: as for `predict`.
-          y: targets; None if `x` is a tf.data.Dataset of (inputs, targets).
+          x: as for `predict`; or a tf.data.Dataset of (inputs, targets) or (inputs, targets, sample weights).
+          y: targets; None if `x` is a Dataset.
+          sample_weight: weights of the samples in the loss and the weighted metrics; None if `x` is a Dataset.
           loss: any Keras loss, by name or object; None leaves it out.
-          metrics: Keras metrics; for several outputs a dict by output.
+          metrics: Keras metrics that leave the weights out, as in `compile`; for several outputs a dict by output.
+          weighted_metrics: Keras metrics that take the weights.
         """
-        if y is None:
-            require(isinstance(x, tf.data.Dataset), "evaluate needs targets", y=None,
-                    do="Pass `y`, or a tf.data.Dataset of (inputs, targets).")
-            batches = [batch[:2] for batch in x.as_numpy_iterator()]
-            x, y = (keras.tree.map_structure(lambda *parts: np.concatenate(parts), *column)
-                    for column in zip(*batches, strict=True))
+        if isinstance(x, tf.data.Dataset):
+            require(y is None and sample_weight is None, "LiteModel.evaluate takes targets and sample weights from the "
+                    "Dataset", do="Leave `y` and `sample_weight` out.")
+            x, y, sample_weight = _columns(x)
+        require(y is not None, "LiteModel.evaluate needs targets", y=None,
+                do="Pass `y`, or a tf.data.Dataset of (inputs, targets).")
         outputs = self.predict(x)
         pipes = keras.tree.map_structure(lambda array: keras.Input(array.shape[1:], dtype=array.dtype), outputs)
         through = keras.Model(pipes, keras.tree.map_structure(keras.ops.copy, pipes))
         nothing = keras.tree.map_structure(lambda _: (lambda y, outputs: 0.0), outputs)
-        through.compile(loss=nothing if loss is None else loss,
-                        metrics=metrics if isinstance(metrics, dict) else list(metrics))
-        found = through.evaluate(outputs, y, verbose=0, return_dict=True)
+        metrics, weighted_metrics = (given if isinstance(given, dict) else list(given)
+                                     for given in (metrics, weighted_metrics))
+        through.compile(loss=nothing if loss is None else loss, metrics=metrics, weighted_metrics=weighted_metrics)
+        found = through.evaluate(outputs, y, sample_weight=sample_weight, verbose=0, return_dict=True)
         return {name: value for name, value in found.items() if loss is not None or not name.endswith("loss")}
 
     def save(self, path):
@@ -153,33 +176,29 @@ class LiteModel:
           path: where to; ends with ".tflite".
         """
         path = pathlib.Path(path)
-        require(path.suffix == ".tflite", "`path` must end with .tflite", path=str(path))
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.content)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+        require(path.suffix == ".tflite", "LiteModel.save: `path` must end with .tflite", path=str(path))
+        _files.write(path, self.content)
 
-    def _arrays(self, x):
-        details = self._interpreter.get_input_details()
-        names, shape = [detail["name"] for detail in details], self._note.get("inputs")
-        arrays = [np.asarray(array) for array in flatten(x, shape if shape is not None else names, names)]
+    def inputs_of(self, x, caller):
+        """`x`, as `predict` takes it, as a list of arrays in the file's order."""
+        details, names, shape = self._interpreter.get_input_details(), self._names, self._note.get("inputs")
+        arrays = [np.asarray(array) for array in flatten(x, names if shape is None else shape, names, caller)]
         received = [array.shape for array in arrays]
         expected = [tuple(int(size) for size in detail["shape"][1:]) for detail in details]
-        require([shape[1:] for shape in received] == expected and len({shape[0] for shape in received}) == 1,
-                "predict needs one array of shape (samples, ...) for each input", shapes=received,
-                do=f"The file's inputs are {dict(zip(names, expected, strict=True))}, without the samples.")
+        require([shape[1:] for shape in received] == expected and len({shape[:1] for shape in received}) == 1
+                and received[0][0] > 0, f"{caller} needs one array of shape (samples, ...) for each input",
+                shapes=received, do=f"The file's inputs are {dict(zip(names, expected, strict=True))}, without the samples.")
         return arrays
 
 
 def load(path):
-    """Reads a .tflite file, of whatever making.
+    """LiteRT file reader: a .tflite file, of whatever making.
 
     Args:
       path: the file.
+
+    Raises:
+      ValueError: it is not a .tflite file.
 
     Example:
       >>> import keras, tempfile
@@ -190,33 +209,68 @@ def load(path):
       ...     quantize.load(f"{folder}/model.tflite").report["mode"]
       'float16'
     """
-    return LiteModel(pathlib.Path(path).read_bytes())
+    path = pathlib.Path(path)
+    require(path.is_file(), "quantize.load: `path` must be a .tflite file", path=str(path))
+    content = path.read_bytes()
+    require(content[4:8] == b"TFL3", "quantize.load: `path` must be a .tflite file", path=str(path))
+    return LiteModel(content)
 
 
-def flatten(x, structure, names):
+def flatten(x, structure, names, caller):
     """Inputs as the user nested them (a Dataset's batches joined) -> list in the model's order."""
     if isinstance(x, tf.data.Dataset):
-        batches = [flatten(batch[0] if isinstance(batch, tuple) else batch, structure, names)
-                   for batch in x.as_numpy_iterator()]
+        batches = [flatten(_inputs_of(batch, len(names)), structure, names, caller) for batch in x.as_numpy_iterator()]
+        require(batches, f"{caller} needs data, and the Dataset is empty")
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     if isinstance(x, dict) and not isinstance(structure, dict):
-        require(set(names) <= set(x), "the inputs' names must be those of the model", received=sorted(x),
+        require(set(names) <= set(x), f"{caller}: the inputs' names must be those of the model", received=sorted(x),
                 do=f"They are {names}.")
         return [x[name] for name in names]
     return keras.tree.flatten(x) if len(names) > 1 else [_only(x)]
 
 
-def take(calibration, inputs):
+def take(calibration, inputs, caller="quantize.convert"):
     """At most _MOST samples of the calibration data, as a list of arrays in the model's order."""
-    flat = keras.tree.flatten(inputs)
-    if isinstance(calibration, tf.data.Dataset):
-        calibration = calibration.unbatch().take(_MOST).batch(_MOST)
-    arrays = [np.asarray(array)[:_MOST] for array in flatten(calibration, inputs, [x.name for x in flat])]
-    require(len(arrays) == len(flat) and len({len(array) for array in arrays}) == 1 and len(arrays[0]) > 0
-            and all(np.ndim(array) == len(x.shape) for array, x in zip(arrays, flat, strict=True)),
-            "`calibration` must hold one array of shape (samples, ...) for each input of the model",
+    flat, names = keras.tree.flatten(inputs), [x.name for x in keras.tree.flatten(inputs)]
+    try:
+        if isinstance(calibration, tf.data.Dataset):
+            calibration = calibration.unbatch().take(_MOST).batch(_MOST)
+        arrays = [np.asarray(array)[:_MOST] for array in flatten(calibration, inputs, names, caller)]
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        if isinstance(error, tf.errors.InvalidArgumentError) or "inhomogeneous" in str(error):
+            raise ValueError(f"{caller} needs calibration samples of one size each, and these differ ("
+                             f"{_reason(error)}). Resize or pad them.") from None
+        raise
+    require(len(arrays) == len(flat) and len({array.shape[:1] for array in arrays}) == 1 and arrays[0].size > 0
+            and all(_fits(array.shape, x.shape) for array, x in zip(arrays, flat, strict=True)),
+            f"{caller} needs calibration data of one array of shape (samples, ...) for each input of the model",
             shapes=[array.shape for array in arrays], do=f"Its inputs are {({x.name: x.shape for x in flat})}.")
+    for name, array in zip(names, arrays, strict=True):
+        require(not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all(),
+                f"{caller} needs calibration data without NaN and infinity", input=name,
+                do="Clean the data: one such value would spoil a range.")
     return [array.astype(x.dtype) for array, x in zip(arrays, flat, strict=True)]
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(b in (None, a) for a, b in zip(shape[1:], expected[1:], strict=True))
+
+
+def _inputs_of(batch, count):
+    """The inputs of a batch: (x,), (x, y) and (x, y, weights) hold them first; (a, b) of a two-input model is all x."""
+    if not isinstance(batch, tuple):
+        return batch
+    return batch if len(batch) == count > 1 and not isinstance(batch[0], tuple | dict) else batch[0]
+
+
+def _columns(dataset):
+    """Inputs, targets and sample weights (or None) of a Dataset, its batches joined."""
+    batches = list(dataset.as_numpy_iterator())
+    require(batches and all(isinstance(batch, tuple) and len(batch) in (2, 3) for batch in batches),
+            "LiteModel.evaluate needs a Dataset of (inputs, targets) or (inputs, targets, sample weights)")
+    columns = [keras.tree.map_structure(lambda *parts: np.concatenate(parts), *column)
+               for column in zip(*batches, strict=True)]
+    return columns if len(columns) == 3 else [*columns, None]
 
 
 def _only(x):
@@ -226,34 +280,8 @@ def _only(x):
     return x
 
 
-@contextlib.contextmanager
-def quiet():
-    """Keeps what C++ writes to the process's standard error out of sight; yields the file that gets it."""
-    with _one_at_a_time, tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        try:
-            os.dup2(file.fileno(), 2)
-            yield file
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-_one_at_a_time = threading.RLock()
-
-
-def _store(array, detail):
-    scale, zero = detail["quantization"]
-    if scale == 0 or not np.issubdtype(detail["dtype"], np.integer):
-        return np.ascontiguousarray(array, detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    return np.clip(np.rint(np.float32(array) / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
-
-
-def _restore(array, detail):
-    scale, zero = detail["quantization"]
-    return array if scale == 0 else np.float32(scale) * (array.astype(np.float32) - zero)
+def _reason(error):
+    return str(error).strip().splitlines()[0].split("Node number")[0].rstrip(". ")
 
 
 def _nest(structure, values):

@@ -1,73 +1,77 @@
 """Quantisation-aware training: the model rounds as LiteRT will, while it learns."""
 
-import contextlib
+import warnings
 
 import numpy as np
 import pandas as pd
 
 from .. import _models
-from .._bridge import legacy_name
-from .._bridge.adopt import Adopted, require_adopted, require_plain
 from .._check import require
-from .._keras import fresh_inputs, graph_of, keras, same_randomness, serializable, tf
-from .._toolkit import quantization as toolkit
+from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from ._graph import Graph
+from ._layers import Range, RoundedKernel, observing, unrounded
 from ._lite import take
 from ._prepare import Prepared
 
-COLUMNS = ["layer", "class", "weights", "status", "why"]
-_MOST_VALUES = 256                                         # more different values in a kernel are not shared ones
+COLUMNS = ["layer", "class", "parameters", "affected", "status", "why"]
 
 
 @serializable
-class Quantized(Adopted):
-    """A model that rounds its kernels and activations to eight bits while it trains. Made by `wrap`; for `convert`."""
+class Quantized(Functional):
+    """A model that rounds its kernels and activations to eight bits while it trains. Made by `wrap`; for `convert`.
 
-    caller = "quantize.wrap"
+    Args:
+      rows: of its `plan`.
 
-    def rewrite(self, twin, base, *, kernels, ranges, inputs, plan):
-        return toolkit.quantize(twin, {legacy_name(name): kept for name, kept in kernels.items()},
-                                set(map(legacy_name, ranges)), set(map(legacy_name, inputs)))
+    Attributes:
+      original: the model that was passed to `wrap`, in the process where that was; else None.
+    """
+
+    original = None
+
+    def __init__(self, inputs, outputs, name=None, *, rows=(), **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self._rows = [list(row) for row in rows]
 
     @property
     def plan(self):
         """What was done to each layer of the model that was wrapped; see `quantize.plan`."""
-        return pd.DataFrame(self.recipe["plan"], columns=COLUMNS)
+        return pd.DataFrame(self._rows, columns=COLUMNS)
 
-    @property
-    def preserves(self):
-        """Are zeros or shared values of any kernel kept?"""
-        return any(map(any_kept, self.recipe["kernels"].values()))
+    def rounded(self):
+        """{name: layer} of the layers whose kernel is rounded."""
+        return {layer.name: layer for layer in self.layers if isinstance(layer, RoundedKernel)}
 
-    def kernels(self):
-        """{name: (kernel as the model computes with it, the same rounded to eight bits, what is preserved of it)}."""
-        wrappers = toolkit.wrapped(self.legacy)
-        return {name: (*toolkit.kernel(wrappers[legacy_name(name)]), kept)
-                for name, kept in self.recipe["kernels"].items()}
+    def get_config(self):
+        return {**super().get_config(), "rows": self._rows}
 
 
-def wrap(model, *, preserve=None, where=None):
-    """A copy of the model that rounds to eight bits as LiteRT will, with gradients straight through the rounding.
+def wrap(model, *, bits=8, preserve=None, where=None):
+    """Quantization-aware training (QAT): a copy of the model that rounds to eight bits as LiteRT will.
 
         x -> scale * round(x / scale),   scale = range / 255 for activations, max|w| / 127 for kernels
 
-    This is the TF Model Optimization toolkit's 8-bit scheme: kernels by output channel, activations by tensor, with
-    moving averages of their ranges (decay 0.999, started at +-6: call `calibrate` first if you train shortly). It takes
-    any compile, optimizer, strategy and callbacks. `plan` tells beforehand what happens to each layer.
+    Gradients go straight through the rounding. This is the TF Model Optimization toolkit's 8-bit scheme, with its
+    quantizers: kernels by output channel, activations by tensor, with moving averages of their ranges (decay 0.999,
+    started at +-6: use `calibrate` first if you train shortly). It takes any compile, optimizer, strategy and callbacks.
+    `plan` tells beforehand what happens to each layer.
 
     Args:
-      model: built Functional or Sequential Keras 3 model, float32 or mixed_bfloat16. It is only read.
+      model: built Functional or Sequential Keras 3 model; it is only read. Layers in mixed_float16 or mixed_bfloat16
+        are copied in float32, with a warning.
+      bits: of kernels and activations; 8 is what there is.
       preserve: None; "sparsity" (the zeros of a pruned model stay: PQAT), "clusters" (the shared values of a clustered
         model stay shared: CQAT), or "both" (PCQAT).
-      where: None for every layer that can be quantised, layer names or paths (`outer/inner`), or `layer -> bool`. The
+      where: None for every layer that can be quantized, layer names or paths (`outer/inner`), or `layer -> bool`. The
         BatchNormalization and the ReLU that LiteRT runs as one with a chosen layer go with it.
 
     Returns:
-      keras.Model, not compiled, with the same inputs and outputs, and `plan`. Saved and loaded like any other after
-      `from tfopt import quantize`. `quantize.convert` makes the int8 file.
+      keras.Model, not compiled, with the same inputs and outputs, and `plan`. Its nested models are opened. Saved and
+      loaded like any other after `from tfopt import quantize`. `quantize.convert` makes the int8 file.
 
     Raises:
-      ValueError: the model is not as above; `where` chooses nothing; there is nothing to preserve.
+      ValueError: the model is not as above; `where` chooses nothing; there is nothing to preserve; the copy, before
+        rounding, computes something else than the model.
       TypeError: not a Keras 3 model.
 
     Example:
@@ -84,31 +88,38 @@ def wrap(model, *, preserve=None, where=None):
     Reference:
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
+    if bits != 8:
+        raise ValueError(f"quantize.wrap: `bits` must be 8. Received: bits={bits!r}. Leave it out.")
     require(preserve in (None, "sparsity", "clusters", "both"),
-            '`preserve` must be None, "sparsity", "clusters" or "both"', preserve=preserve)
-    require_plain(model, "quantize.wrap")
-    with _models.scope_of(model), _in_float32():
-        graph = _graph(model, where, "quantize.wrap")
-        prepared = Prepared(graph)
-    kept = {name: _preserved(prepared.model.get_layer(name), preserve) for name in prepared.kernels}
-    require(preserve is None or any(map(any_kept, kept.values())),
+            'quantize.wrap: `preserve` must be None, "sparsity", "clusters" or "both"', preserve=preserve)
+    graph = _graph(model, where, "quantize.wrap")
+    _say_float32(model)
+    with same_randomness(), _models.scope_of(model):
+        prepared = Prepared(graph, preserve)
+        new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
+        prepared.fill()
+    require(preserve is None or any(layer.preserves for layer in new.rounded().values()),
             f'quantize.wrap finds nothing to preserve with preserve="{preserve}"', model=model.name,
             do="Prune or cluster the model and strip it before; or leave `preserve` out.")
-    return Quantized(prepared.model, {"kernels": kept, "ranges": prepared.ranges, "inputs": prepared.inputs,
-                                      "plan": graph.table()}, name=model.name)
+    if not model.trainable:
+        new.trainable = False
+    with unrounded():
+        _models.require_same(model, new, "quantize.wrap")
+    new.original = _Untracked(model)
+    return new
 
 
 def plan(model, *, where=None):
-    """What `wrap` would do with each layer, without doing it.
+    """Quantization plan: what `wrap` would do with each layer, read from the graph without building anything.
 
     Args:
       model: as for `wrap`.
       where: as for `wrap`.
 
     Returns:
-      pandas.DataFrame, one row a layer or operation: `layer`, `class`, `weights` (how many numbers), `status`, `why`.
-      Status "done": in integers. "output only": it computes in float, and its output is rounded for what follows.
-      "float": left alone.
+      pandas.DataFrame, one row a layer or operation: `layer`, `class`, `parameters` (how many numbers it has),
+      `affected` (how many of them are rounded), `status`, `why`. Status "selected": it computes in integers.
+      "skipped": it computes in float; `why` says whether its output is rounded for what follows.
 
     Example:
       >>> import keras
@@ -116,14 +127,13 @@ def plan(model, *, where=None):
       >>> rnn, out = keras.layers.LSTM(3, name="rnn"), keras.layers.Dense(1, name="out")
       >>> model = keras.Sequential([keras.Input((8, 4)), rnn, out])
       >>> quantize.plan(model)[["layer", "status"]].values.tolist()
-      [['rnn', 'float'], ['out', 'done']]
+      [['rnn', 'skipped'], ['out', 'selected']]
     """
-    require_plain(model, "quantize.plan")
     return pd.DataFrame(_graph(model, where, "quantize.plan").table(), columns=COLUMNS)
 
 
 def calibrate(model, data):
-    """Sets the ranges of a model from `wrap` by what runs through it, before training starts.
+    """Calibration of activation ranges: a copy of a model from `wrap`, with the ranges of what runs through it.
 
     Each activation's range becomes the mean of the smallest and of the largest values of the batches (what the moving
     average of training tends to), that of an input the smallest and largest of all. The model runs once as in
@@ -131,11 +141,14 @@ def calibrate(model, data):
     not learned its statistics yet, its range is taken.
 
     Args:
-      model: what `wrap` returned. Its ranges are set in place, as `adapt` of Keras does; nothing else changes.
+      model: what `wrap` returned; it is only read.
       data: typical inputs, as `calibration` of `quantize.convert`; the first 256 samples are used, in batches of 32.
 
     Returns:
-      The model.
+      A new model like `model`, not compiled.
+
+    Raises:
+      ValueError: `model` is not from `wrap`; `data` does not fit it, or holds NaN or infinity.
 
     Example:
       >>> import keras, numpy as np
@@ -145,71 +158,75 @@ def calibrate(model, data):
       >>> aware = quantize.calibrate(quantize.wrap(model), x)
       >>> bool(abs(aware.predict(x, verbose=0) - model.predict(x, verbose=0)).mean() < 0.05)
       True
+
+    Reference:
+      Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342
     """
-    require_adopted(model, Quantized, "quantize.calibrate", "quantize.wrap")
-    inputs = fresh_inputs(graph_of(model.base))
-    samples = take(data, inputs)
-    kept = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
-    seen = []
-    with same_randomness():
-        for training in (False, True):
-            with toolkit.observing() as found:
-                for start in range(0, len(samples[0]), 32):
-                    batch = [tf.constant(array[start:start + 32]) for array in samples]
-                    model.legacy(keras.tree.pack_sequence_as(inputs, batch), training=training)
-            seen.append(found)
-    for variable, value in zip(model.variables, kept, strict=True):
-        variable.assign(value)
-    toolkit.set_ranges(*seen)
-    return model
+    require(isinstance(model, Quantized), "quantize.calibrate needs a model that came from quantize.wrap",
+            model=_models.describe(model), do="Call quantize.wrap(model), and pass what it returns.")
+    inputs = fresh_inputs(graph_of(model))
+    samples = take(data, inputs, "quantize.calibrate")
+    with same_randomness(), _models.scope_of(model):
+        copied = _models.copy(model)
+        new = Quantized(copied.input, copied.output, name=model.name, rows=model.plan.values.tolist())
+        kept = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+        seen = [_extremes(new, inputs, samples, training) for training in (False, True)]
+        for variable, value in zip(new.variables, kept, strict=True):
+            variable.assign(value)
+    for layer in new.layers:
+        if isinstance(layer, Range):
+            found, wide = (values[layer.name] for values in seen)
+            # Narrow ranges would clip nearly all of what such a layer makes in training, and the gradients explode.
+            low, high = wide if np.ptp(wide) > 2 * np.ptp(found) else found
+            layer.low.assign(low)
+            layer.high.assign(high)
+    if not model.trainable:
+        new.trainable = False
+    new.original = model.original
+    return new
+
+
+def _extremes(model, inputs, samples, training):
+    """{name of a Range: (low, high) of what runs through it}."""
+    seen = {}
+
+    def note(layer, x):
+        seen.setdefault(layer, []).append((min(float(tf.reduce_min(x)), 0.0), max(float(tf.reduce_max(x)), 0.0)))
+
+    with observing(note):
+        for start in range(0, len(samples[0]), 32):
+            batch = [tf.constant(array[start:start + 32]) for array in samples]
+            model(keras.tree.pack_sequence_as(inputs, batch), training=training)
+    return {layer.name: (np.min(values), np.max(values)) for layer, values in seen.items()}
 
 
 def _graph(model, where, caller):
+    require(not isinstance(model, Quantized), f"{caller} needs a plain model", model=type(model).__name__,
+            do="It came from quantize.wrap already: train it, and convert it with quantize.convert.")
+    _models.require_graph(model, caller)
     chosen = None
     if where is not None:
-        statuses = dict(row[0:4:3] for row in Graph(model).table())
-        able = {id(layer) for path, layer in _models.layers(model).items() if statuses.get(path, "float") != "float"}
+        able_paths = {use.path for use in Graph(model).uses if use.kind != "float"}
+        able = {id(layer) for path, layer in _models.layers(model).items() if path in able_paths}
         chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
-                                    what="layer that can be quantised"))
+                                    what="layer that can be quantized"))
     graph = Graph(model, chosen)
-    require(any(use.kind != "float" for use in graph.uses), f"{caller} finds no layer that it can quantise",
-            model=model.name, do="See quantize.plan.")
+    require(any(use.kind != "float" for use in graph.uses), f"{caller} finds no layer that it can quantize",
+            model=model.name, do="Recurrent layers and layers of several outputs stay in float: leave the model as it is.")
     return graph
 
 
-@contextlib.contextmanager
-def _in_float32():
-    """Layers that are made without a dtype compute in float32, whatever the global policy is."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(policy)
+def _say_float32(model):
+    half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
+    if half:
+        warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped model "
+                      "computes in float32 before it rounds.", stacklevel=3)
 
 
-def any_kept(kept):
-    return bool(kept["zeros"] or kept["centroids"])
+class _Untracked:
+    """Keeps an object out of a model's own variables, layers and files."""
 
+    __slots__ = ("held",)
 
-def _preserved(layer, preserve):
-    """What `Preserving` is to keep of a kernel: its zeros, its shared values; neither where there are none."""
-    kept = {"zeros": False, "centroids": None}
-    if preserve is None or not layer.trainable:
-        return kept
-    value = keras.ops.convert_to_numpy(layer.kernel)
-    if preserve in ("sparsity", "both"):
-        kept["zeros"] = bool((value == 0).any())
-    if preserve in ("clusters", "both"):
-        kept["centroids"] = _shared(value)
-    return kept
-
-
-def _shared(kernel):
-    """Shape of the table of a kernel's shared values: (n,), or (channels, n) if each channel has its own; or None."""
-    whole = len(np.unique(kernel))
-    counts = [len(np.unique(kernel[..., channel])) for channel in range(kernel.shape[-1])]
-    if kernel.ndim == 4 and len(counts) > 1 and whole > sum(counts) / 2:
-        most = max(counts)
-        return [len(counts), most] if most <= min(_MOST_VALUES, kernel.size // len(counts) // 2) else None
-    return [whole] if whole <= min(_MOST_VALUES, kernel.size // 2) else None
+    def __init__(self, held):
+        self.held = held

@@ -16,21 +16,20 @@ _ITEM = {"int8": np.int8, "int16": np.int16, "int32": np.int32, "float32": np.fl
 
 
 def parse(content):
+    """The bytes of a file as an object of its schema, which the other functions here take."""
     return schema.ModelT.InitFromPackedBuf(content, 0)
 
 
-def read_note(content):
+def read_note(model):
     """The JSON object that `sign` left in the file, or {}."""
-    model = parse(content)
     for entry in model.metadata or ():
         if entry.name == _METADATA:
             return json.loads(bytes(model.buffers[entry.buffer].data))
     return {}
 
 
-def sign(content, *, inputs, outputs, note):
-    """The file with its inputs and outputs named, a signature "serving_default" of these names, and a note in JSON."""
-    model = parse(content)
+def sign(model, *, inputs, outputs, note):
+    """Names the inputs and outputs, adds a signature "serving_default" of these names, and a note in JSON."""
     graph = model.subgraphs[0]
     signature = schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
@@ -43,7 +42,23 @@ def sign(content, *, inputs, outputs, note):
     model.buffers.append(buffer)
     entry.name, entry.buffer = _METADATA, len(model.buffers) - 1
     model.metadata.append(entry)
-    builder = flatbuffers.Builder(len(content) + 65536)
+
+
+def open_batch(model):
+    """Lets reshapes of one sample take any number: a first size of 1 that is the batch becomes "what is left"."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if _kind(model, op) != "RESHAPE" or len(op.inputs) < 2:
+                continue
+            buffer = model.buffers[graph.tensors[op.inputs[1]].buffer]
+            shape = np.frombuffer(bytes(buffer.data), np.int32) if buffer.data is not None else ()
+            if len(shape) > 1 and shape[0] == 1 and -1 not in shape and graph.tensors[op.inputs[0]].shape[0] == 1:
+                buffer.data = np.frombuffer(np.int32([-1, *shape[1:]]).tobytes(), np.uint8)
+
+
+def pack(model):
+    """The bytes of a file."""
+    builder = flatbuffers.Builder(65536)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
@@ -55,17 +70,15 @@ def _named(graph, index, name):
     return pair
 
 
-def operations(content):
+def operations(model):
     """One row per operation: op, name of its output, type of its activations, type of its weights, MACs per run.
 
     The body of a loop (an RNN's step) stands once, and counts once.
     """
-    model = parse(content)
     rows = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            kind = _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            kind = _kind(model, op)
             inputs = [graph.tensors[index] for index in op.inputs if index >= 0]
             outputs = [graph.tensors[index] for index in op.outputs]
             constants = [tensor for tensor in inputs if _is_constant(model, tensor)]
@@ -87,17 +100,15 @@ def computing(table):
     return ~table["op"].isin(_BORDER)
 
 
-def kernels(content):
+def kernels(model):
     """[(op, name of the kernel, name of the output, array of integers or floats)] of every operation with a kernel.
 
     A kernel's output channels are its first axis; a depthwise kernel's are its last.
     """
-    model = parse(content)
     found = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            kind = _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            kind = _kind(model, op)
             if kind not in _KERNEL and kind != "TRANSPOSE_CONV":
                 continue
             tensor = graph.tensors[op.inputs[1]]
@@ -106,6 +117,11 @@ def kernels(content):
                 found.append((kind, tensor.name.decode(), graph.tensors[op.outputs[0]].name.decode(),
                               values.reshape(tensor.shape)))
     return found
+
+
+def _kind(model, op):
+    code = model.operatorCodes[op.opcodeIndex]
+    return _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 def _is_constant(model, tensor):

@@ -6,14 +6,14 @@ _ALIKE = 0.98                                              # median cosine of th
 
 
 def find(kernel, entries):
-    """The entry of `_file.kernels` that holds `kernel`, or None.
+    """The entry of `file.kernels` that holds `kernel`, or None.
 
     A converter may scale each output channel (BatchNormalization folded in, one scale a channel), never mix weights of
     a channel; so channels are compared by direction.
 
     Args:
       kernel: weight of a Dense, convolution, depthwise or transposed convolution layer, as Keras shapes it.
-      entries: as `_file.kernels` lists them.
+      entries: as `file.kernels` lists them.
 
     Example:
       >>> kernel = np.array([[1., 2.], [3., 4.], [5., -6.]])
@@ -21,17 +21,23 @@ def find(kernel, entries):
       >>> find(kernel, [stored]) is stored, find(-kernel[::-1], [stored])
       (True, None)
     """
-    kernel = np.asarray(kernel, "float64")
+    found = pair(kernel, entries)
+    return found and found[0]
+
+
+def pair(kernel, entries):
+    """The same entry, and both kernels as (output channels, weights of each): (entry, stored, own), or None."""
+    kernel = np.asarray(kernel)
     best, found = _ALIKE, None
     for entry in entries:
-        stored = channels(*entry[::3]).astype("float64")
+        stored = channels(*entry[::3])
         for rows in _layouts(kernel):
             if rows.shape == stored.shape:
-                product = np.linalg.norm(rows, axis=1) * np.linalg.norm(stored, axis=1)
-                cosine = (rows * stored).sum(axis=1)[product > 0] / product[product > 0]
+                product = np.linalg.norm(rows.astype("float64"), axis=1) * np.linalg.norm(stored.astype("float64"), axis=1)
+                cosine = (rows * stored.astype("float64")).sum(axis=1)[product > 0] / product[product > 0]
                 alike = float(np.median(np.abs(cosine))) if len(cosine) else 0.
                 if alike > best:
-                    best, found = alike, entry
+                    best, found = alike, (entry, stored, rows)
     return found
 
 

@@ -1,0 +1,1 @@
+"""LiteRT (TFLite) files: read and written through their own schema, and run."""
