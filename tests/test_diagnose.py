@@ -85,7 +85,7 @@ def test_noise_is_charged_to_the_layer_that_makes_it(images):
     assert table.own["classes"] > 28
 
 
-def test_too_little_calibration_is_recognised(images):
+def test_too_little_calibration_is_recognized(images):
     model = network()
     table = quantize.diagnose(model, quantize.convert(model, calibration=images / 20), images)
     lost = table[table.status == "loses"]
@@ -94,7 +94,7 @@ def test_too_little_calibration_is_recognised(images):
     assert lost["do"].str.contains("Calibrate with more data").all()
 
 
-def test_outliers_in_the_calibration_are_recognised(images):
+def test_outliers_in_the_calibration_are_recognized(images):
     model = network()
     spoilt = images.copy()
     spoilt[0] *= 3000
@@ -103,7 +103,7 @@ def test_outliers_in_the_calibration_are_recognised(images):
 
 
 def test_a_tensor_that_is_not_there_is_told(images):
-    """Another model's file: what cannot be recognised is said so; nothing at all is refused."""
+    """Another model's file: what cannot be recognized is said so; nothing at all is refused."""
     model = network()
     keras.utils.set_random_seed(7)
     cut = keras.Model(model.input, model.get_layer("sum").output)
@@ -138,9 +138,9 @@ def test_refusals(images):
         quantize.diagnose(model, lite.content, images)
     with pytest.raises(ValueError, match="needs the plain model"):
         quantize.diagnose(quantize.wrap(model), lite, images)
-    with pytest.raises(ValueError, match="`calibration` must hold"):
+    with pytest.raises(ValueError, match="quantize.diagnose needs calibration data of one array"):
         quantize.diagnose(model, lite, images[..., 0])
-    with pytest.raises(ValueError, match="`least`"):
-        quantize.diagnose(model, lite, images, least="much")
+    with pytest.raises(ValueError, match="`threshold_db`"):
+        quantize.diagnose(model, lite, images, threshold_db="much")
     with pytest.raises(TypeError, match="Keras 3 model"):
         quantize.diagnose("model", lite, images)

@@ -82,7 +82,7 @@ def test_batch_normalization_is_folded_and_macs_are_counted(images):
 
 
 def test_tensorflow_s_own_interpreter_agrees(images):
-    """An independent reader: the file's ends, quantised by hand."""
+    """An independent reader: the file's ends, quantized by hand."""
     lite = quantize.convert(small(), "int8", calibration=images)
     interpreter = Interpreter(model_content=lite.content)
     interpreter.allocate_tensors()
@@ -253,7 +253,7 @@ def test_refusals(images):
     lite = quantize.convert(model, "float32")
     with pytest.raises(ValueError, match="one array of shape"):
         lite.predict(images[:, :5])
-    with pytest.raises(ValueError, match="multiple of 1"):
+    with pytest.raises(ValueError, match="needs one array of shape"):
         lite.predict(images[:0])
     pair = keras.Input((1,), name="a"), keras.Input((1,), name="b")
     two = quantize.convert(keras.Model(pair, layers.Add()(pair)), "float32")

@@ -33,8 +33,9 @@ def pair(kernel, entries):
         stored = channels(*entry[::3])
         for rows in _layouts(kernel):
             if rows.shape == stored.shape:
-                product = np.linalg.norm(rows.astype("float64"), axis=1) * np.linalg.norm(stored.astype("float64"), axis=1)
-                cosine = (rows * stored.astype("float64")).sum(axis=1)[product > 0] / product[product > 0]
+                a, b = rows.astype("float64"), stored.astype("float64")
+                product = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+                cosine = (a * b).sum(axis=1)[product > 0] / product[product > 0]
                 alike = float(np.median(np.abs(cosine))) if len(cosine) else 0.
                 if alike > best:
                     best, found = alike, (entry, stored, rows)

@@ -1,6 +1,6 @@
 """Quantization: quantization-aware training, LiteRT (TFLite) files after training, a diagnosis of what they lose.
 
-    wrap -> fit -> convert        quantisation-aware training (the TF Model Optimization toolkit's 8-bit scheme)
+    wrap -> fit -> convert        quantization-aware training (the TF Model Optimization toolkit's 8-bit scheme)
     convert                       after training, for any Keras model
     diagnose                      which layers of a file lose, and what to do
 """

@@ -2,16 +2,16 @@
 
 import re
 import time
+import typing
 import warnings
 
 import numpy as np
 from absl import logging
-from tensorflow.lite.python.convert_phase import ConverterError
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from .. import _models
 from .._check import require
 from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
+from .._keras.lite import ConverterError, frozen
 from .._litert import file, match, run
 from ._layers import unrounded
 from ._lite import LiteModel, take
@@ -25,7 +25,7 @@ _WORDS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layer
           keras.layers.HashedCrossing)
 
 
-def convert(model, mode="int8", *, calibration=None):
+def convert(model: keras.Model, mode: str = "int8", *, calibration: typing.Any = None) -> LiteModel:
     """LiteRT (TFLite) conversion: makes a file of a model, and compares its outputs with the model's.
 
     A model from `quantize.wrap` becomes int8 with the ranges it learned. Any other built model is quantized after
@@ -100,16 +100,16 @@ def convert(model, mode="int8", *, calibration=None):
 def _require_convertible(model, mode, calibration, trained):
     _models.require_model(model, "quantize.convert")
     require(mode in _MODES, f"quantize.convert: `mode` must be one of {', '.join(_MODES)}", mode=mode)
-    require(mode == "int8" or not trained, "quantize.convert: a model from quantize.wrap was trained for int8", mode=mode,
-            do="Convert it in mode int8, or convert the model it was made of.")
+    require(mode == "int8" or not trained, "quantize.convert: a model from quantize.wrap was trained for int8",
+            mode=mode, do="Convert it in mode int8, or convert the model it was made of.")
     require(mode not in ("int8", "int16x8") or trained or calibration is not None,
             f"quantize.convert to {mode} needs calibration data: it cannot guess the ranges of the activations",
             calibration=None, do="Pass some hundred typical inputs, or train the model with quantize.wrap.")
     parts = parts_of(model)
     words = [f"{part.name} ({type(part).__name__})" for part in parts if isinstance(part, _WORDS)]
     require(not words, "quantize.convert: LiteRT has no vocabularies, hashes and texts", layers=words,
-            do="Leave these layers outside: convert keras.Model(what comes out of them, model.output), and run them before "
-               "the file.")
+            do="Leave these layers outside: convert keras.Model(what comes out of them, model.output), and run them "
+               "before the file.")
     stateful = [part.name for part in parts if getattr(part, "stateful", False)]
     require(not stateful, "quantize.convert: a file keeps no state from one call to the next", stateful=stateful,
             do="Build these layers with stateful=False.")
@@ -167,8 +167,8 @@ def _to_lite(model, inputs, samples, mode, trained):
     missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", problems[0])))
     require(not missing, "quantize.convert: LiteRT lacks operations of this model", lacking=missing,
             do="Take them out of the model, for instance preprocessing that can be done before it.")
-    raise ValueError(f"quantize.convert: the converter cannot make this model {mode}: {_first_error(problems[0])}. Choose "
-                     "another mode, or replace the layer that it names.")
+    raise ValueError(f"quantize.convert: the converter cannot make this model {mode}: {_first_error(problems[0])}. "
+                     "Choose another mode, or replace the layer that it names.")
 
 
 def _converted(model, inputs, samples, mode, trained, batch):
@@ -187,10 +187,9 @@ def _converted(model, inputs, samples, mode, trained, batch):
         level = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)
         try:
-            frozen = convert_variables_to_constants_v2(tf.function(forward).get_concrete_function(*specs),
-                                                       lower_control_flow=False)
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-            _choose(converter, mode, None if trained else samples, frozen)
+            function = frozen(forward, specs)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+            _choose(converter, mode, None if trained else samples, function)
             return converter.convert(), outputs
         finally:
             logging.set_verbosity(level)
@@ -203,30 +202,30 @@ def _first_error(text):
     return line.split("error:", 1)[-1].strip().rstrip(".")
 
 
-def _choose(converter, mode, samples, frozen):
+def _choose(converter, mode, samples, function):
     sets, spec = tf.lite.OpsSet, converter.target_spec
     if mode != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if mode == "float16":
         spec.supported_types = [tf.float16]
     if mode in ("int8", "int16x8"):
-        if mode == "int8" and not _holds_indices(frozen):
+        if mode == "int8" and not _holds_indices(function):
             converter.inference_input_type = converter.inference_output_type = tf.int8
         if samples is not None:
-            loops = [op.name for op in frozen.graph.get_operations() if op.type in ("While", "StatelessWhile")]
+            loops = [op.name for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
             require(not loops, f"quantize.convert to {mode} cannot find the ranges inside loops", loops=loops,
                     do="Build the RNN layers with unroll=True, or convert in mode dynamic.")
             # With the float set as well, the converter leaves an operation in float where it would give up.
             spec.supported_ops = [{"int8": sets.TFLITE_BUILTINS_INT8}.get(mode, _INT16), sets.TFLITE_BUILTINS]
-            step = frozen.inputs[0].shape[0] or 1
+            step = function.inputs[0].shape[0] or 1
             converter.representative_dataset = lambda: (
                 [array[start:start + step] for array in samples] for start in range(0, len(samples[0]), step))
 
 
-def _holds_indices(frozen):
+def _holds_indices(function):
     """Does a float input hold whole numbers, as those of Embedding may? Eight bits would change them."""
     return any(op.type == "Cast" and op.outputs[0].dtype.is_integer and op.inputs[0].op.type == "Placeholder"
-               for op in frozen.graph.get_operations())
+               for op in function.graph.get_operations())
 
 
 class _Signature:
@@ -300,8 +299,8 @@ def _difference(expected, found):
 
 def _warn(mode, report, ops, all_selected):
     if mode == "dynamic" and (ops["op"] == "DEPTHWISE_CONV_2D").any():
-        warnings.warn("quantize.convert: dynamic range makes a model with depthwise convolutions smaller, but often slower "
-                      "on CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=3)
+        warnings.warn("quantize.convert: dynamic range makes a model with depthwise convolutions smaller, but often "
+                      "slower on CPUs than float32. Measure it, or use mode int8 with calibration data.", stacklevel=3)
     if all_selected and report["float_ops"]:
         warnings.warn(f"quantize.convert: LiteRT left operations in float that the plan counts as selected: "
                       f"{report['float_ops']}.", stacklevel=3)

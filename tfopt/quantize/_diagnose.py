@@ -1,6 +1,7 @@
 """Where a LiteRT file loses what its Keras model knows: signal to noise, layer by layer."""
 
 import dataclasses
+import typing
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ _FUSED = (keras.layers.BatchNormalization, keras.layers.ReLU, keras.layers.Activ
 
 
 def signal_to_noise(signal, noisy):
-    """Signal-to-noise ratio in decibels of the median channel: 10 log10(variance of the signal / mean square of the difference), at most 99.
+    """Signal-to-noise ratio in decibels, of the median channel, at most 99.
+
+        10 log10(variance of the signal / mean square of the difference)
 
     Channels are the last axis; those whose signal hardly varies have none. One number for the whole would show the
     loudest channel alone, while one scale for all channels drowns the quiet ones.
@@ -41,14 +44,14 @@ def signal_to_noise(signal, noisy):
     return float(np.clip(np.median(10 * np.log10(power[heard] / np.maximum(noise[heard], 1e-30))), -99, 99))
 
 
-def diagnose(model, lite, data, *, threshold_db=20.0):
+def diagnose(model: keras.Model, lite: LiteModel, data: typing.Any, *, threshold_db: float = 20.0) -> pd.DataFrame:
     """Signal-to-quantization-noise ratio by layer: a LiteRT file beside its model, output by output, on the same data.
 
         snr  = signal to noise of the file's tensor beside the model's, in dB: all noise up to there
         own  = the same beside what the layer makes, in float, of the file's own inputs: the noise it adds itself
 
-    Both are those of the median channel. A layer loses if `own` is below `threshold_db`; rounding to eight bits leaves 25 to
-    45 dB as a rule.
+    Both are those of the median channel. A layer loses if `own` is below `threshold_db`; rounding to eight bits leaves
+    25 to 45 dB as a rule.
 
     Which tensor of the file is which layer's is found out: by the values of its kernel, then by the values that come
     out. A layer that LiteRT runs in one with those behind it (BatchNormalization, ReLU) has no tensor of its own; its
@@ -254,7 +257,7 @@ def _row(spot, local, threshold_db):
            "status": "fused" if spot.fused else "not found", "why": "", "do": ""}
     if spot.tensor is None:
         return row | {"why": "LiteRT runs it in one with the layers behind it" if spot.fused
-                      else "no tensor of the file was recognised as its output"}
+                      else "no tensor of the file was recognized as its output"}
     own = signal_to_noise(local.value, spot.tensor.values)
     why, do = _advice(local.value, spot.tensor, spot.op.name) if own < threshold_db else ("", "")
     return row | {"tensor": spot.tensor.name, "snr": round(signal_to_noise(spot.value, spot.tensor.values), 1),

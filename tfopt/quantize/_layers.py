@@ -107,6 +107,12 @@ class RoundedKernel:
     def _values(self):
         return {name: variable.value for name, variable in self._rounding.items()}
 
+    def save_own_variables(self, store):
+        keras.layers.Layer.save_own_variables(self, store)            # those of Dense and Conv2D save two by name
+
+    def load_own_variables(self, store):
+        keras.layers.Layer.load_own_variables(self, store)
+
     def get_config(self):
         return {**super().get_config(), "zeros": self.zeros, "centroids": self.centroids}
 

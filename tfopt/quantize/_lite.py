@@ -1,8 +1,10 @@
 """A LiteRT file as an object: run it, measure it, look inside."""
 
 import functools
+import os
 import pathlib
 import threading
+import typing
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ class LiteModel:
       content: the file, bytes.
       size: its length in bytes.
       report: what `quantize.convert` saw: mode, samples, max_difference and agreement with the float model, seconds.
-      plan: table of what was quantised, what was not, and why: that of `quantize.plan` for a model from
+      plan: table of what was quantized, what was not, and why: that of `quantize.plan` for a model from
         `quantize.wrap`, else one row an operation of the file.
       kernels: {name: array} of the constant kernels as the file stores them; in int8, 0 stands for 0.0.
       ops: table of the operations: op, name, dtype of what it computes on, dtype of its weights, macs.
@@ -49,7 +51,7 @@ class LiteModel:
       ((3, 2), True)
     """
 
-    def __init__(self, content, *, threads=1):
+    def __init__(self, content: bytes, *, threads: int = 1) -> None:
         require(isinstance(content, bytes) and content[4:8] == b"TFL3",
                 "quantize.LiteModel: `content` must be the bytes of a .tflite file", content=type(content).__name__,
                 do="Make one with quantize.convert, or read one with quantize.load.")
@@ -57,17 +59,17 @@ class LiteModel:
         self.content, self._threads = content, int(threads)
         self._interpreters, self._lock = {}, threading.Lock()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         ends = {name: tuple(map(int, detail["shape"])) for name, detail in zip(
             self._names, self._interpreter.get_input_details(), strict=True)}
         return f"<LiteModel {self.report.get('mode', 'of unknown making')}, {self.size:,} bytes, inputs {ends}>"
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.content)
 
     @functools.cached_property
-    def parsed(self):
+    def parsed(self) -> typing.Any:
         """The file as an object of LiteRT's schema."""
         return file.parse(self.content)
 
@@ -76,19 +78,19 @@ class LiteModel:
         return file.read_note(self.parsed)
 
     @property
-    def report(self):
+    def report(self) -> dict:
         return dict(self._note.get("report", {}))
 
     @functools.cached_property
-    def ops(self):
+    def ops(self) -> pd.DataFrame:
         return file.operations(self.parsed)
 
     @functools.cached_property
-    def kernels(self):
+    def kernels(self) -> dict[str, np.ndarray]:
         return {name: values for _, name, _, values in file.kernels(self.parsed)}
 
     @property
-    def plan(self):
+    def plan(self) -> pd.DataFrame:
         if "plan" in self._note:
             return pd.DataFrame(self._note["plan"])
         table = self.ops[file.computing(self.ops)]
@@ -115,11 +117,11 @@ class LiteModel:
                                  "Leave `batch_size` out.") from None
         return self._interpreters[batch]
 
-    def __call__(self, x):
+    def __call__(self, x: typing.Any) -> typing.Any:
         """The same as `predict(x)`."""
         return self.predict(x)
 
-    def predict(self, x, *, batch_size=None, verbose=0):
+    def predict(self, x: typing.Any, *, batch_size: int | None = None, verbose: int | str = 0) -> typing.Any:
         """The file's outputs for any number of samples, nested as the Keras model nested them.
 
         Args:
@@ -142,7 +144,8 @@ class LiteModel:
             outputs = run.batches(interpreter, arrays, tick=(lambda: bar.add(1)) if bar else None)
         return _nest(self._note.get("outputs", 0 if len(outputs) == 1 else list(range(len(outputs)))), outputs)
 
-    def evaluate(self, x, y=None, sample_weight=None, *, loss=None, metrics=("accuracy",), weighted_metrics=()):
+    def evaluate(self, x: typing.Any, y: typing.Any = None, sample_weight: typing.Any = None, *,
+                 loss: typing.Any = None, metrics: typing.Any = ("accuracy",), weighted_metrics: typing.Any = ()) -> dict[str, float]:
         """Loss and metrics, as `keras.Model.evaluate(..., return_dict=True)` computes them.
 
         Args:
@@ -169,7 +172,7 @@ class LiteModel:
         found = through.evaluate(outputs, y, sample_weight=sample_weight, verbose=0, return_dict=True)
         return {name: value for name, value in found.items() if loss is not None or not name.endswith("loss")}
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the file: whole or not at all.
 
         Args:
@@ -179,7 +182,7 @@ class LiteModel:
         require(path.suffix == ".tflite", "LiteModel.save: `path` must end with .tflite", path=str(path))
         _files.write(path, self.content)
 
-    def inputs_of(self, x, caller):
+    def inputs_of(self, x: typing.Any, caller: str) -> list[np.ndarray]:
         """`x`, as `predict` takes it, as a list of arrays in the file's order."""
         details, names, shape = self._interpreter.get_input_details(), self._names, self._note.get("inputs")
         arrays = [np.asarray(array) for array in flatten(x, names if shape is None else shape, names, caller)]
@@ -187,11 +190,12 @@ class LiteModel:
         expected = [tuple(int(size) for size in detail["shape"][1:]) for detail in details]
         require([shape[1:] for shape in received] == expected and len({shape[:1] for shape in received}) == 1
                 and received[0][0] > 0, f"{caller} needs one array of shape (samples, ...) for each input",
-                shapes=received, do=f"The file's inputs are {dict(zip(names, expected, strict=True))}, without the samples.")
+                shapes=received,
+                do=f"The file's inputs are {dict(zip(names, expected, strict=True))}, without the samples.")
         return arrays
 
 
-def load(path):
+def load(path: str | os.PathLike) -> LiteModel:
     """LiteRT file reader: a .tflite file, of whatever making.
 
     Args:

@@ -6,6 +6,7 @@ from .. import _models
 from .._keras import fresh_inputs, fresh_operation, graph_of, keras
 from ._graph import ACTIVATIONS, Value, called, free
 from ._layers import ROUNDED, Range, RoundedKernel
+from ._temporary import recreate
 
 layers = keras.layers
 _values = keras.ops.convert_to_numpy
@@ -90,7 +91,7 @@ class Prepared:
             tensor.rounded = True
 
     def round(self, x, name, kind="mean"):
-        return Range(kind, name=free(f"{name}_range", self.taken), dtype="float32")(x)
+        return Range(kind, name=free(f"{name}_range", self.taken))(x)
 
     def round_if(self, use, x):
         tensor = _Tensor(x)
@@ -151,7 +152,7 @@ class Prepared:
         op, count = use.op, x.shape[-1]
         deviation = np.maximum(np.sqrt(_values(op.variance)), keras.config.epsilon())
         norm = self.layer(use, "", lambda name: layers.BatchNormalization(
-            epsilon=0.0, center=False, scale=False, trainable=False, name=name, dtype="float32"),
+            epsilon=0.0, center=False, scale=False, trainable=False, name=name),
             [np.broadcast_to(value.reshape(-1), count) for value in (_values(op.mean), deviation ** 2)])
         return self.round_if(use, norm(self.same(use, count)(x)))
 
@@ -159,9 +160,9 @@ class Prepared:
         """LiteRT multiplies and adds in integers if what is between them is rounded."""
         op = use.op
         if np.any(np.asarray(op.offset)):
-            x = self.layer(use, "factor", lambda name: layers.Rescaling(op.scale, name=name, dtype="float32"))(x)
+            x = self.layer(use, "factor", lambda name: layers.Rescaling(op.scale, name=name))(x)
             x = self.round(x, f"{_name(use)}_factor")
-            x = self.layer(use, "offset", lambda name: layers.Rescaling(1.0, op.offset, name=name, dtype="float32"))(x)
+            x = self.layer(use, "offset", lambda name: layers.Rescaling(1.0, op.offset, name=name))(x)
         else:
             x = self.plain(use)(x)
         return self.round_if(use, x)
@@ -176,7 +177,7 @@ class Prepared:
         if activation != "relu6":
             y = self.round(y, _name(use))
         y = self.layer(use, "activation", lambda name: layers.Activation(
-            op.activation, activity_regularizer=op.activity_regularizer, name=name, dtype="float32"))(y)
+            op.activation, activity_regularizer=op.activity_regularizer, name=name))(y)
         if ACTIVATIONS.get(activation) == "fixed":
             return _Tensor(y, rounded=True)
         return _Tensor(self.round(y, _name(use)), rounded=True)
@@ -232,19 +233,7 @@ class Prepared:
 
 def remade(layer, name):
     """A copy of a layer that computes in float32, under another name."""
-    from .._keras import remade as again
-    new = again(layer, {**_to_float32(layer.get_config()), "name": name})
-    if new.trainable != layer.trainable:
-        new.trainable = layer.trainable
-    return new
-
-
-def _to_float32(config):
-    if isinstance(config, dict):
-        if config.get("class_name", "").endswith("DTypePolicy"):
-            return "float32"
-        return {key: _to_float32(value) for key, value in config.items()}
-    return [_to_float32(value) for value in config] if isinstance(config, list | tuple) else config
+    return recreate(layer, dtype="float32", name=name)
 
 
 def in_float32(model):

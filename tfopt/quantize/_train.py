@@ -1,5 +1,7 @@
-"""Quantisation-aware training: the model rounds as LiteRT will, while it learns."""
+"""Quantization-aware training: the model rounds as LiteRT will, while it learns."""
 
+import contextlib
+import typing
 import warnings
 
 import numpy as np
@@ -12,6 +14,7 @@ from ._graph import Graph
 from ._layers import Range, RoundedKernel, observing, unrounded
 from ._lite import take
 from ._prepare import Prepared
+from ._temporary import compare
 
 COLUMNS = ["layer", "class", "parameters", "affected", "status", "why"]
 
@@ -31,30 +34,30 @@ class Quantized(Functional):
 
     def __init__(self, inputs, outputs, name=None, *, rows=(), **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
-        self._rows = [list(row) for row in rows]
+        self.rows = [list(row) for row in rows]
 
     @property
     def plan(self):
         """What was done to each layer of the model that was wrapped; see `quantize.plan`."""
-        return pd.DataFrame(self._rows, columns=COLUMNS)
+        return pd.DataFrame(self.rows, columns=COLUMNS)
 
     def rounded(self):
         """{name: layer} of the layers whose kernel is rounded."""
         return {layer.name: layer for layer in self.layers if isinstance(layer, RoundedKernel)}
 
     def get_config(self):
-        return {**super().get_config(), "rows": self._rows}
+        return {**super().get_config(), "rows": [list(row) for row in self.rows]}
 
 
-def wrap(model, *, bits=8, preserve=None, where=None):
+def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: typing.Any = None) -> Quantized:
     """Quantization-aware training (QAT): a copy of the model that rounds to eight bits as LiteRT will.
 
         x -> scale * round(x / scale),   scale = range / 255 for activations, max|w| / 127 for kernels
 
     Gradients go straight through the rounding. This is the TF Model Optimization toolkit's 8-bit scheme, with its
     quantizers: kernels by output channel, activations by tensor, with moving averages of their ranges (decay 0.999,
-    started at +-6: use `calibrate` first if you train shortly). It takes any compile, optimizer, strategy and callbacks.
-    `plan` tells beforehand what happens to each layer.
+    started at +-6: use `calibrate` first if you train shortly). It takes any compile, optimizer, strategy and
+    callbacks. `plan` tells beforehand what happens to each layer.
 
     Args:
       model: built Functional or Sequential Keras 3 model; it is only read. Layers in mixed_float16 or mixed_bfloat16
@@ -94,7 +97,7 @@ def wrap(model, *, bits=8, preserve=None, where=None):
             'quantize.wrap: `preserve` must be None, "sparsity", "clusters" or "both"', preserve=preserve)
     graph = _graph(model, where, "quantize.wrap")
     _say_float32(model)
-    with same_randomness(), _models.scope_of(model):
+    with same_randomness(), _models.scope_of(model), _layers_in_float32():
         prepared = Prepared(graph, preserve)
         new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
         prepared.fill()
@@ -104,12 +107,12 @@ def wrap(model, *, bits=8, preserve=None, where=None):
     if not model.trainable:
         new.trainable = False
     with unrounded():
-        _models.require_same(model, new, "quantize.wrap")
+        compare(model, new, "quantize.wrap")
     new.original = _Untracked(model)
     return new
 
 
-def plan(model, *, where=None):
+def plan(model: keras.Model, *, where: typing.Any = None) -> pd.DataFrame:
     """Quantization plan: what `wrap` would do with each layer, read from the graph without building anything.
 
     Args:
@@ -132,13 +135,12 @@ def plan(model, *, where=None):
     return pd.DataFrame(_graph(model, where, "quantize.plan").table(), columns=COLUMNS)
 
 
-def calibrate(model, data):
+def calibrate(model: keras.Model, data: typing.Any) -> Quantized:
     """Calibration of activation ranges: a copy of a model from `wrap`, with the ranges of what runs through it.
 
-    Each activation's range becomes the mean of the smallest and of the largest values of the batches (what the moving
-    average of training tends to), that of an input the smallest and largest of all. The model runs once as in
-    inference and once as in training: where the latter makes values over twice as large, because BatchNormalization has
-    not learned its statistics yet, its range is taken.
+    Each activation's range becomes the smallest and the largest value seen. The model runs once as in inference and
+    once as in training: where the latter makes values over twice as large, because BatchNormalization has not learned
+    its statistics yet, its range is taken.
 
     Args:
       model: what `wrap` returned; it is only read.
@@ -212,15 +214,26 @@ def _graph(model, where, caller):
                                     what="layer that can be quantized"))
     graph = Graph(model, chosen)
     require(any(use.kind != "float" for use in graph.uses), f"{caller} finds no layer that it can quantize",
-            model=model.name, do="Recurrent layers and layers of several outputs stay in float: leave the model as it is.")
+            model=model.name, do="Recurrent layers and layers of several outputs stay in float: use quantize.convert.")
     return graph
+
+
+@contextlib.contextmanager
+def _layers_in_float32():
+    """Layers that are made without a dtype compute in float32, whatever the global policy is."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def _say_float32(model):
     half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
     if half:
-        warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped model "
-                      "computes in float32 before it rounds.", stacklevel=3)
+        warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped "
+                      "model computes in float32 before it rounds.", stacklevel=3)
 
 
 class _Untracked:
