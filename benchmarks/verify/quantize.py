@@ -83,7 +83,7 @@ def measure(name):
     aware.fit(x, y, batch_size=IMAGES // 4, steps_per_epoch=STEPS // 2, epochs=2, verbose=0)
     lite, converting = timed(quantize.convert, aware, calibration=x)
     plan, report = lite.plan, lite.report
-    left = plan[plan["status"] != "done"]
+    left = plan[plan["status"] != "selected"]
     allowed = ", ".join(f"{count} {kind}" for kind, count in left["class"].value_counts().items())
     return {"model": name, "size": size, "weights": model.count_params(), "layers": len(plan),
             "layers_done": len(plan) - len(left), "not_done": allowed, "ops": len(lite.ops),

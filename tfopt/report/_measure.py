@@ -134,9 +134,9 @@ class Subject:
     def __init__(self, model, name, example, caller):
         _models.require_model(model, caller)
         self.model, self.notes = model, []
-        wrapped = _comes_from(model, "tfopt._bridge")
-        self.graph = graph = graph_of(model.base if wrapped else model)
-        if wrapped:
+        bridged = _comes_from(model, "tfopt._bridge")
+        self.graph = graph = graph_of(model.base if bridged else model)
+        if bridged or _comes_from(model, "tfopt.quantize._train"):
             self.notes.append("still wrapped, its masks and ranges are counted: measure what strip or convert returns")
         self.weights = [np.asarray(w) for w in model.weights]
         require(all(np.isfinite(w.astype("float32")).all() for w in self.weights), f"{caller} needs finite weights",
