@@ -7,8 +7,8 @@ import tf_keras
 
 from tfopt import distill, quantize
 from tfopt._litert import file
-from tfopt.quantize._layers import RoundedKernel, unrounded
 from tfopt._toolkit import tfmot
+from tfopt.quantize._layers import RoundedKernel, unrounded
 
 layers = keras.layers
 
@@ -270,8 +270,8 @@ def test_calibrate_sets_ranges_and_nothing_else():
         np.testing.assert_array_equal(variable.numpy(), old)
         if variable.name not in ("low", "high"):
             np.testing.assert_array_equal(new.numpy(), old)
-    low, high = ([v.numpy() for v in ready.variables if "input" in v.path and v.name == name] for name in ("low", "high"))
-    assert (low, high) == ([pytest.approx(x.min())], [pytest.approx(x.max())])
+    ends = {v.name: v.numpy() for v in ready.variables if "input" in v.path}
+    assert ends == {"low": pytest.approx(x.min()), "high": pytest.approx(x.max())}
 
 
 def test_untrained_norms_do_not_make_training_explode():

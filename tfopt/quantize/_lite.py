@@ -145,7 +145,8 @@ class LiteModel:
         return _nest(self._note.get("outputs", 0 if len(outputs) == 1 else list(range(len(outputs)))), outputs)
 
     def evaluate(self, x: typing.Any, y: typing.Any = None, sample_weight: typing.Any = None, *,
-                 loss: typing.Any = None, metrics: typing.Any = ("accuracy",), weighted_metrics: typing.Any = ()) -> dict[str, float]:
+                 loss: typing.Any = None, metrics: typing.Any = ("accuracy",),
+                 weighted_metrics: typing.Any = ()) -> dict[str, float]:
         """Loss and metrics, as `keras.Model.evaluate(..., return_dict=True)` computes them.
 
         Args:

@@ -35,5 +35,5 @@ def compare(model, new, caller):
         a, b = np.asarray(a, "float32"), np.asarray(b, "float32")
         tolerance = 0.1 if any("16" in layer.dtype_policy.name for layer in model._flatten_layers()) else 1e-4
         gap = float(np.abs(a - b).max())
-        require(gap <= tolerance * max(1, np.abs(a).max()), f"{caller}: the copy computes something else than the model",
+        require(gap <= tolerance * max(1, np.abs(a).max()), f"{caller}: the copy differs from the model",
                 difference=gap)
