@@ -1,7 +1,5 @@
 """What distillation costs, against Keras' own Distiller and the student alone, side by side in one run."""
 
-import contextlib
-import os
 import pathlib
 import statistics
 import tempfile
@@ -49,13 +47,8 @@ def medians(candidates):
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-def cached(*arguments, **options):
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):  # no progress bar
-        return distill.cache_teacher(*arguments, **options)
-
-
 def shuffled(x, y):
-    """What `cache_teacher` does with arrays, without the logits."""
+    """What `cache_teacher` does with arrays, without the outputs."""
     rows = tf.data.Dataset.range(len(x)).shuffle(len(x)).batch(BATCH)
     x, y = tf.constant(x), tf.constant(y)
     return rows.map(lambda index: (tf.gather(x, index), tf.gather(y, index)), tf.data.AUTOTUNE).prefetch(2)
@@ -75,19 +68,19 @@ def main():
     print(f"distill: step of Distiller / the student alone = {live['live'] / live['student']:.2f}")
 
     teacher, student = convolutional(112, 1), lambda: convolutional(16, 0)
-    told = cached(teacher, (x, y), top_k=5, batch_size=BATCH)
+    told = distill.cache_teacher(teacher, (x, y), top_k=5, batch_size=BATCH, verbose=0)
     cost = medians({
         "student": (compiled(student()), shuffled(x, y)),
         "cached": (compiled(distill.Distiller(None, student(), distill.Logits(4.0))), told),
         "keras": (compiled(keras.distillation.Distiller(teacher, student(), kl)), shuffled(x, y))})
     forward = (cost["keras"] - cost["student"]) / cost["student"]
-    print(f"distill: a forward pass of the teacher / a step of the student = {forward:.1f}")
-    print(f"distill: epoch with cached logits / the student alone = {cost['cached'] / cost['student']:.3f}")
-    print(f"distill: epoch of Keras' Distiller / with cached logits = {cost['keras'] / cost['cached']:.2f}")
+    print(f"distill: a batch of the teacher's outputs / a step of the student = {forward:.1f}")
+    print(f"distill: epoch with cached outputs / the student alone = {cost['cached'] / cost['student']:.3f}")
+    print(f"distill: epoch of Keras' Distiller / with cached outputs = {cost['keras'] / cost['cached']:.2f}")
 
     with tempfile.TemporaryDirectory() as folder:
         thousand = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(1000)])
-        cached(thousand, x, directory=folder, top_k=10)
+        distill.cache_teacher(thousand, x, directory=folder, top_k=10, verbose=0)
         size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
     print(f"distill: disk for the 10 first of 1000 classes = {size / len(x):.1f} bytes per example")
 

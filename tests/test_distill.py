@@ -155,7 +155,7 @@ def test_saturated_probabilities_lose_nothing():
     assert made.evaluate(side_x, verbose=0) == pytest.approx(300.)
 
 
-def test_multi_label_models_are_recognised(rng):
+def test_multi_label_models_are_recognized(rng):
     x, _ = batch(rng)
     teacher, student = dense(16, activation="sigmoid"), dense(5, activation="sigmoid", seed=1)
     made = distiller_of(teacher, student, distill.Logits(2.), task=None, rate=0.)
@@ -257,8 +257,10 @@ def test_several_outputs_are_told_apart(rng):
                                     "size": keras.layers.Dense(1)(hidden)})
 
     teacher, student = build(16), build(5)
-    with pytest.raises(ValueError, match=r"`output` must be the key .* Choose one of \['kind', 'size'\]"):
+    with pytest.raises(ValueError, match=r"without=\['size'\].*{'kind': 'logits', 'size': 'values'}"):
         distill.Distiller(teacher, student, distill.Logits())
+    with pytest.raises(ValueError, match=r"`output` must be the key or the index.* Choose one of \['kind', 'size'\]"):
+        distill.Distiller(teacher, student, distill.Logits(output="other"))
     x, y = batch(rng)
     made = distiller_of(teacher, student, distill.Logits(2., output="kind"), rate=0.,
                         task={"kind": "sparse_categorical_crossentropy", "size": "mse"})

@@ -1,4 +1,4 @@
-"""Remembered answers: those of the teacher, for the example and view they belong to, whatever was broken off."""
+"""Cached outputs: those of the teacher, for the example and view they belong to, whatever was broken off."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import scipy.special
 import tensorflow as tf
 
 from tfopt import distill
+from tfopt.distill._packing import unpack
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -40,6 +41,12 @@ class Shift:
         return {}
 
 
+def logits_in(element, classes=12):
+    """float32 logits of a teacher with one output."""
+    (_, packed), = element["teacher"]["output"].items()
+    return unpack(packed, classes).numpy()
+
+
 def everything(dataset):
     return [tf.nest.map_structure(lambda *parts: np.concatenate(parts), *list(dataset.as_numpy_iterator()))][0]
 
@@ -51,7 +58,7 @@ def path(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("tfopt.distill._cache._SHARD", 16)
+    monkeypatch.setattr("tfopt.distill._cache._ROWS", 16)
 
 
 def test_answers_belong_to_their_examples(rng, path):
@@ -59,7 +66,7 @@ def test_answers_belong_to_their_examples(rng, path):
     taught = distill.cache_teacher(teacher, (x, y), directory=path, batch_size=8)
     first, second = everything(taught), everything(taught)
     for seen, answers in (first, second):
-        np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=2e-3)
+        np.testing.assert_allclose(logits_in(answers), teacher(seen), atol=2e-3)
         lookup = {row.tobytes(): label for row, label in zip(x, y, strict=True)}
         assert [lookup[row.tobytes()] for row in seen] == answers["y"].tolist()
         assert sorted(map(bytes, seen)) == sorted(map(bytes, x))
@@ -76,17 +83,15 @@ def test_a_data_set_keeps_its_order_and_batches(rng, path):
     np.testing.assert_array_equal(seen, x)
     np.testing.assert_array_equal(answers["y"], y)
     np.testing.assert_array_equal(weights, weight)
-    found = scipy.special.softmax(answers["teacher"]["softmax"]["logits"].astype("float32"), -1)
+    found = scipy.special.softmax(logits_in(answers), -1)
     np.testing.assert_allclose(found, teacher(x), atol=2e-3)
 
 
 def test_the_first_classes_and_what_is_left(rng, path):
-    from tfopt.distill._teachers import unpack
-
     (x, y), teacher = arrays(rng), dense(16)
     taught = distill.cache_teacher(teacher, (x, y), directory=path, top_k=3)
     seen, answers = everything(taught)
-    packed = answers["teacher"]["logits"]
+    packed = answers["teacher"]["output"]["logits"]
     assert {name: (part.dtype.name, part.shape[1:]) for name, part in packed.items()} == {
         "values": ("float16", (3,)), "indices": ("uint8", (3,)), "rest": ("float16", ())}
     p = scipy.special.softmax(teacher(seen), -1)
@@ -103,7 +108,7 @@ def test_views_are_replayed(rng, path):
     taught = distill.cache_teacher(teacher, (x, y), directory=path, augment=Shift(), views=3, batch_size=6)
     seen, answers = everything(taught)
     assert len(seen) == 60
-    np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), rtol=2e-3, atol=2e-2)
+    np.testing.assert_allclose(logits_in(answers), teacher(seen), rtol=2e-3, atol=2e-2)
     offsets = np.rint((seen - np.tile(seen.min(), 4)).mean(-1) / 10)
     assert offsets[:20].mean() < offsets[20:40].mean() < offsets[40:].mean()
     data = tf.data.Dataset.from_tensor_slices(x).batch(6)
@@ -120,7 +125,7 @@ def test_views_of_the_pipeline_are_replayed(rng):
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
     cached = distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch_size=8)
     seen, answers = everything(cached)
-    np.testing.assert_allclose(answers["teacher"]["logits"]["logits"], teacher(seen), atol=5e-3)
+    np.testing.assert_allclose(logits_in(answers), teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
     with pytest.raises(ValueError, match="must be replayable"):
         distill.cache_teacher(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
@@ -158,7 +163,7 @@ def test_kinds_of_answers_are_not_mixed_up(rng):
     taught = distill.cache_teacher(teacher, (x, y))
     made = distill.Distiller(None, dense(5), distill.Logits())
     made.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"must mean the same.*remembered='sigmoid'.*activation=\"sigmoid\""):
+    with pytest.raises(ValueError, match=r"must be of the same kind.*cached='sigmoid'.*activation=\"sigmoid\""):
         made.fit(taught, verbose=0)
     made = distill.Distiller(None, dense(5), distill.Logits(activation="sigmoid"))
     made.compile("sgd")
@@ -190,9 +195,11 @@ def test_a_finished_folder_is_only_read(rng, tmp_path):
     assert Counting.seen == 50
     again = everything(distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8))
     assert Counting.seen == 50
-    np.testing.assert_array_equal(first[1]["teacher"]["logits"]["logits"], again[1]["teacher"]["logits"]["logits"])
+    np.testing.assert_array_equal(logits_in(first[1])[np.lexsort(first[0].T)],
+                                  logits_in(again[1])[np.lexsort(again[0].T)])
     sorted(tmp_path.glob("*.npy"))[1].unlink()
-    distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8)
+    with pytest.warns(UserWarning, match=r"shard-00001.npy cannot be read .* outputs are computed again"):
+        distill.cache_teacher(teacher, (x, y), directory=tmp_path, batch_size=8)
     assert Counting.seen == 50 + 16                                                  # the lost shard alone
 
 
@@ -200,7 +207,8 @@ KILLED = """
 import sys, time, pathlib, numpy as np, keras, tensorflow as tf
 from tfopt import distill
 from tfopt.distill import _cache
-_cache._SHARD = 16
+from tfopt.distill._packing import unpack
+_cache._ROWS = 16
 calls = pathlib.Path(sys.argv[2])
 
 class Slow(keras.layers.Layer):
@@ -219,7 +227,7 @@ teacher = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dense(3)])
 x = np.arange(320, dtype="float32").reshape(80, 4)
 taught = distill.cache_teacher(teacher, x, directory=sys.argv[1], batch_size=8)
 seen, answers = next(iter(taught.unbatch().batch(80)))
-found = answers["teacher"]["logits"]["logits"].numpy()
+found = unpack(answers["teacher"]["output"]["logits"], 3).numpy()
 difference = np.abs(found - teacher(seen)).max() / np.abs(teacher(seen)).max()
 print("difference", float(difference))
 """
@@ -235,7 +243,7 @@ def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    whole = json.loads((folder / "remembered.json").read_text())["shards"]
+    whole = json.loads((folder / "index.json").read_text())["content"]["shards"]
     assert 1 <= len(whole) < 5
     calls.write_text("")
     done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
@@ -253,7 +261,7 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
         loaded = keras.models.load_model(tmp_path / "teacher.keras")
         distill.cache_teacher(loaded, x, directory=tmp_path / "answers", batch_size=8)
     teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
-    with pytest.raises(ValueError, match="another question"):
+    with pytest.raises(ValueError, match="of another teacher"):
         distill.cache_teacher(teacher, x, directory=tmp_path / "answers", batch_size=8)
 
 
@@ -294,7 +302,7 @@ REFUSED = {
     "batch_size": (lambda x, y: {"data": x, "batch_size": 0}, "`batch_size`"),
     "augment": (lambda x, y: {"data": x, "augment": Forgetful()}, "must be replayable"),
     "a layer": (lambda x, y: {"data": x, "augment": keras.layers.RandomFlip()}, "must be replayable"),
-    "infinite": (lambda x, y: {"data": x * 1e30}, "finite in float16"),
+    "infinite": (lambda x, y: {"data": x * 1e30}, "outputs must be finite"),
 }
 
 
@@ -308,8 +316,8 @@ def test_teachers_are_refused(rng):
     x, _ = arrays(rng)
     with pytest.raises(ValueError, match="needs a built model"):
         distill.cache_teacher(keras.Sequential([keras.layers.Dense(3)]), x)
-    with pytest.raises(ValueError, match=r"end in logits.*'Relu'"):
-        distill.cache_teacher(dense(16, activation="relu"), x)
+    with pytest.raises(ValueError, match=r"`top_k` needs classes that exclude each other.*ends in Relu"):
+        distill.cache_teacher(dense(16, activation="relu"), x, top_k=2)
     with pytest.raises(ValueError, match="`top_k` needs classes that exclude each other"):
         distill.cache_teacher(dense(16, activation="sigmoid"), x, top_k=2)
 
@@ -317,9 +325,9 @@ def test_teachers_are_refused(rng):
 def test_a_folder_of_other_answers_is_refused(rng, tmp_path):
     x, y = arrays(rng)
     distill.cache_teacher(dense(16), (x, y), directory=tmp_path)
-    with pytest.raises(ValueError, match=r"another question.*differs=\['teacher'\]"):
+    with pytest.raises(ValueError, match=r"of another teacher.*differs=\['teacher'\]"):
         distill.cache_teacher(dense(16, seed=5), (x, y), directory=tmp_path)
     with pytest.raises(ValueError, match=r"differs=\['top_k'\]"):
         distill.cache_teacher(dense(16), (x, y), directory=tmp_path, top_k=2)
-    with pytest.raises(ValueError, match="answers to other data"):
+    with pytest.raises(ValueError, match="outputs for other data"):
         distill.cache_teacher(dense(16), (x[::-1], y), directory=tmp_path)

@@ -371,5 +371,5 @@ def test_a_layer_in_two_uses_is_not_tapped():
 def test_answers_are_asked_for(rng):
     made = distill.Distiller(None, images(3), distill.Logits())
     made.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="the data must bring its answers"):
+    with pytest.raises(ValueError, match="the data must bring its outputs"):
         made.fit(*batch(rng), verbose=0)

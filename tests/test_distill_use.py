@@ -210,7 +210,7 @@ REFUSED = {
     "not built": (lambda: (dense(16, built=False), dense(5), distill.Logits()), "needs a built model"),
     "not a model": (lambda: ("resnet", dense(5), distill.Logits()), "needs a Keras 3 model"),
     "other classes": (lambda: (dense(16), dense(5, classes=4), distill.Logits()),
-                      r"same shape. Received: teacher=\(None, 3\), student=\(None, 4\)"),
+                      r"outputs of the same shape. Received: teacher=\(None, 3\), student=\(None, 4\)"),
     "other inputs": (lambda: (dense(16), dense(5, inputs=6), distill.Logits()), "must take the same inputs"),
     "two activations": (lambda: (dense(16, activation="softmax"), dense(5, activation="sigmoid"), distill.Logits()),
                         "same kind of probability"),
@@ -221,7 +221,8 @@ REFUSED = {
     "one class": (lambda: (dense(16, classes=1), dense(5, classes=1), distill.Logits()), "at least two classes"),
     "no such output": (lambda: (dense(16), dense(5), distill.Logits(output="a")), "the key or the index"),
     "no loss": (lambda: (dense(16), dense(5), []), "at least one distillation loss"),
-    "not a loss": (lambda: (dense(16), dense(5), "kl"), "must be distillation losses"),
+    "not a loss": (lambda: (dense(16), dense(5), "kl"), "by name must be one of logits, decoupled_kd, dist, values"),
+    "a number as a loss": (lambda: (dense(16), dense(5), 3), "must be distillation losses"),
     "no such layer": (lambda: (dense(16), dense(5), keras.distillation.FeatureDistillation("mse", "nowhere", "hidden")),
                       "nowhere"),
     "tapped subclass": (lambda: (dense(16), built(Subclassed()),
@@ -265,8 +266,8 @@ def test_arguments_of_logits_are_refused(arguments, rule):
 def test_outputs_handed_over_directly_are_checked():
     with pytest.raises(ValueError, match="same shape"):
         distill.Logits().compute_loss(np.zeros((2, 3)), np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="told apart"):
-        distill.Logits().compute_loss([np.zeros((2, 3))], [np.zeros((2, 3))])
+    with pytest.raises(ValueError, match="as many outputs"):
+        distill.Logits().compute_loss([np.zeros((2, 3))], [np.zeros((2, 3)), np.zeros((2, 3))])
     probabilities = np.full((2, 3), 1 / 3)
     assert float(distill.Logits(from_logits=False).compute_loss(probabilities, probabilities)) == 0
 

@@ -100,6 +100,7 @@ from .training import (  # noqa: E402
     ModelWithOwnLosses,
     call_losses,
     compile_arguments,
+    compiled_as,
     forget_compiled,
     in_xla,
     loss_tracker,
@@ -109,7 +110,8 @@ from .training import (  # noqa: E402
 from .workers import patch_workers  # noqa: E402
 
 __all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "adapted", "call_losses",
-           "compile_arguments", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names", "fresh_operation",
+           "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
+           "fresh_operation",
            "functions_of", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of",
            "parts_of", "patch_workers", "producer", "randomness", "remade", "replay", "same_randomness", "schedule_of",
            "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",

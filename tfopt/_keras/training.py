@@ -1,5 +1,6 @@
 """What `compile` and `fit` keep of a model: its losses, its optimizer, and the loop that is running."""
 
+import contextlib
 import sys
 
 import keras
@@ -29,6 +30,20 @@ def loss_tracker(model):
 def forget_compiled(model):
     """Drops the loss and the metrics of an earlier `compile`, which a later one without them would keep."""
     model.loss = model._compile_loss = model._compile_metrics = None
+
+
+@contextlib.contextmanager
+def compiled_as(model, other):
+    """Inside, `model` has the optimizer, loss and metrics that `other` was compiled with, for methods of its own."""
+    names = ("optimizer", "loss", "compiled", "_compile_loss", "_compile_metrics", "_loss_tracker")
+    held, own = vars(model), {name: vars(model)[name] for name in names if name in vars(model)}
+    held.update({name: vars(other)[name] for name in names if name in vars(other)})
+    try:
+        yield
+    finally:
+        for name in names:
+            held.pop(name, None)
+        held.update(own)
 
 
 def schedule_of(optimizer):

@@ -3,11 +3,11 @@
 from ._cache import cache_teacher
 from ._distiller import Distiller
 from ._features import AttentionTransfer, Features, RelationalKD
-from ._losses import DIST, DecoupledKD, Logits
-from ._teachers import MovingAverage
+from ._losses import DIST, DecoupledKD, Logits, Values
+from ._moving_average import MovingAverage
 
 __all__ = ["DIST", "AttentionTransfer", "DecoupledKD", "Distiller", "Features", "Logits", "MovingAverage",
-           "RelationalKD", "cache_teacher"]
+           "RelationalKD", "Values", "cache_teacher"]
 
 
 def __dir__() -> list[str]:

@@ -1,22 +1,26 @@
-"""Losses between what layers of teacher and student put out."""
+"""Losses between the outputs of layers of teacher and student: their features."""
+
+from typing import Any
 
 from .._check import require, require_number
 from .._keras import keras, serializable, tf
 from . import _formulas
+from ._output_loss import DistillationLoss
 
 
-class FeatureLoss(keras.distillation.DistillationLoss):
+class FeatureLoss(DistillationLoss):
     """What losses between layers share: {teacher layer: student layer}, summed over the pairs."""
 
     least_rank = 2
 
-    def __init__(self, layers):
+    def __init__(self, layers: dict[str, str]) -> None:
         names = [name for pair in layers.items() for name in pair] if isinstance(layers, dict) else []
         require(names and all(isinstance(name, str) for name in names),
                 "`layers` must be {teacher layer: student layer} by name", layers=layers)
         self.layers = dict(layers)
 
-    def compute_loss(self, teacher_outputs, student_outputs, sample_weight=None, **kwargs):
+    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, sample_weight: Any = None,
+                     **kwargs: Any) -> tf.Tensor:
         """The loss between features alone: of equal shapes, since a projector belongs to a Distiller.
 
         Args:
@@ -58,17 +62,10 @@ class FeatureLoss(keras.distillation.DistillationLoss):
         """(teacher, student) features -> the same, of comparable shapes."""
         return lambda teacher, student: (teacher, student)
 
-    def get_config(self):
-        return {"layers": self.layers}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
 
 @serializable
 class Features(FeatureLoss):
-    """The student's features become a linear image of the teacher's (FitNets).
+    """Feature distillation (FitNets): squared error between the teacher's features and a projection of the student's.
 
         loss = mean over the batch, positions and channels of  (project(student) - teacher)^2
 
@@ -106,7 +103,7 @@ class Features(FeatureLoss):
 
 @serializable
 class AttentionTransfer(FeatureLoss):
-    """The student looks where the teacher looks (attention transfer).
+    """Attention transfer: squared error between the spatial attention maps of teacher and student.
 
         loss = mean over the batch and positions of  (a(student) - a(teacher))^2,
         a(F) = mean over channels of F^2, flattened, of length 1
@@ -146,7 +143,7 @@ class AttentionTransfer(FeatureLoss):
 
 @serializable
 class RelationalKD(FeatureLoss):
-    """The student's examples lie to each other as the teacher's do (RKD).
+    """Relational knowledge distillation (RKD): distances and angles between the examples of a batch.
 
         loss = distance * mean_ij huber(d_ij(student) - d_ij(teacher))
              + angle * mean_ijk huber(c_ijk(student) - c_ijk(teacher))
@@ -156,7 +153,7 @@ class RelationalKD(FeatureLoss):
     to 0 for large batches. An example's weight multiplies every pair and triple it is in.
 
     Args:
-      layers: {name of the teacher's layer: name of the student's}, such as the layer before the answer.
+      layers: {name of the teacher's layer: name of the student's}, such as the layer before the output.
       distance: weight of distances, >= 0.
       angle: weight of angles, >= 0.
 
@@ -173,7 +170,7 @@ class RelationalKD(FeatureLoss):
       Park et al.: Relational Knowledge Distillation (2019). https://arxiv.org/abs/1904.05068
     """
 
-    def __init__(self, layers, *, distance=25.0, angle=50.0):
+    def __init__(self, layers: dict[str, str], *, distance: float = 25.0, angle: float = 50.0) -> None:
         super().__init__(layers)
         require_number("distance", distance, low=0)
         require_number("angle", angle, low=0)
@@ -192,9 +189,6 @@ class RelationalKD(FeatureLoss):
             values = _formulas.huber(_formulas.angles(student) - _formulas.angles(teacher))
             parts.append(self.angle * tf.reduce_mean(pairs * weight[:, None, None] * values))
         return tf.add_n(parts) if parts else tf.reduce_sum(student) * 0
-
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance, "angle": self.angle}
 
 
 def _resizing(teacher, student):

@@ -97,10 +97,10 @@ def angles(features):
     return tf.matmul(edges, edges, transpose_b=True)
 
 
-def huber(difference):
-    """Half the square up to 1, then a straight line."""
+def huber(difference, delta=1.):
+    """Half the square up to `delta`, then a straight line."""
     size = tf.abs(difference)
-    return tf.where(size < 1, 0.5 * difference ** 2, size - 0.5)
+    return tf.where(size < delta, 0.5 * difference ** 2, delta * (size - 0.5 * delta))
 
 
 def all_replicas(x):

@@ -1,122 +1,35 @@
-"""Losses between the answers of teacher and student."""
+"""Losses between the outputs of teacher and student."""
+
+import re
+from typing import Literal
 
 from .._check import require, require_number
-from .._keras import keras, serializable, tf
+from .._keras import serializable, tf
 from . import _formulas
-from ._outputs import logits_of
+from ._output_loss import LogitLoss, OutputLoss
 
-
-class AnswerLoss(keras.distillation.DistillationLoss):
-    """What losses between logits share: which output they look at, and how its logits are found."""
-
-    activations = ("softmax",)
-
-    def __init__(self, activation, from_logits, output):
-        require(activation is None or activation in self.activations,
-                f"`activation` must be None or one of {', '.join(self.activations)}", activation=activation)
-        require(from_logits in (None, True, False), "`from_logits` must be None, True or False",
-                from_logits=from_logits)
-        require(output is None or isinstance(output, str | int), "`output` must be None, a key or an index",
-                output=output)
-        self.activation, self.from_logits, self.output = activation, from_logits, output
-
-    def compute_loss(self, teacher_outputs, student_outputs, y=None, sample_weight=None, **kwargs):
-        """The loss between two outputs alone: logits, or probabilities if `from_logits=False`.
-
-        Args:
-          teacher_outputs, student_outputs: tensors of one shape (batch, ..., classes), or both nested the same way
-            if `output` names one.
-          y: labels, for the losses that use them.
-          sample_weight: None or (batch,).
-          **kwargs: ignored.
-
-        Returns:
-          A scalar, float32 (float64 for float64).
-        """
-        del kwargs
-        teacher, student = (self._own(outputs) for outputs in (teacher_outputs, student_outputs))
-        require(not keras.tree.is_nested(student), "several outputs need to be told apart", output=self.output,
-                do="Pass `output`, one loss for each.")
-        teacher, student = tf.convert_to_tensor(teacher), tf.convert_to_tensor(student)
-        activation = self.activation or "softmax"
-        self._require_alike(teacher.shape, student.shape, activation)
-        kind = activation if self.from_logits is False else "logits"
-        return self.value(logits_of(teacher, kind), logits_of(student, kind), activation, self._own(y),
-                          self._own(sample_weight))
-
-    def value(self, teacher, student, activation, y, sample_weight):
-        """The loss between logits."""
-        raise NotImplementedError
-
-    def connect(self, teacher, student, own):
-        """(teacher `Result`, student `Result`, y, sample_weight) -> scalar, for two `Side`s."""
-        answers = teacher.answer(self.output), student.answer(self.output)
-        kinds = [self._kind(side, answer) for side, answer in zip((teacher, student), answers, strict=True)]
-        activation = self._activation(kinds, teacher, student)
-        self._require_alike(*(answer.shape for answer in answers), activation)
-
-        def term(taught, learnt, y, sample_weight):
-            logits = (logits_of(result.at(answer.path), kind)
-                      for result, answer, kind in zip((taught, learnt), answers, kinds, strict=True))
-            return self.value(*logits, activation, self._own(y), self._own(sample_weight))
-
-        return term
-
-    def _own(self, nested):
-        return nested[self.output] if self.output is not None and keras.tree.is_nested(nested) else nested
-
-    def _kind(self, side, answer):
-        if answer.kind is not None:
-            return answer.kind
-        require(self.from_logits is not None,
-                f"the {side.role} must end in logits, a softmax or a sigmoid to be recognised",
-                last_operation=answer.last, **{side.role: side.name},
-                do="Say which it is: from_logits=True, or from_logits=False for probabilities.")
-        return "logits" if self.from_logits else self.activation or "softmax"
-
-    def _activation(self, kinds, teacher, student):
-        found = {kind for kind in kinds if kind != "logits"} | ({self.activation} if self.activation else set())
-        require(len(found) < 2, "teacher and student must end in the same kind of probability",
-                teacher=f"{teacher.name} ends in {kinds[0]}", student=f"{student.name} ends in {kinds[1]}",
-                activation=self.activation, do="Change the last activation of one, or leave it out.")
-        activation = found.pop() if found else "softmax"
-        require(activation in self.activations, f"distill.{type(self).__name__} works between classes that exclude "
-                "each other", activation=activation, do="Use distill.Logits for independent labels.")
-        return activation
-
-    def _require_alike(self, teacher, student, activation):
-        same = len(teacher) == len(student) and all(
-            a is None or b is None or a == b for a, b in zip(teacher[1:], student[1:], strict=False))
-        require(same, "teacher and student must answer in the same shape",
-                teacher=tuple(teacher), student=tuple(student), do="Give the student as many outputs as the teacher.")
-        require(len(teacher) > 1 and (activation == "sigmoid" or student[-1] != 1),
-                "a softmax needs at least two classes", shape=tuple(student),
-                do='Pass activation="sigmoid" for a binary answer.')
-
-    def get_config(self):
-        return {"from_logits": self.from_logits, "output": self.output}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+Activation = Literal["softmax", "sigmoid"] | None
+Key = str | int | None
 
 
 @serializable
-class Logits(AnswerLoss):
-    """The student learns the teacher's softened answers.
+class Logits(LogitLoss):
+    """Knowledge distillation (KD): the divergence of the student's softened predictions from the teacher's.
 
         loss = mean over the batch of  T^2 * sum_c p_c * log(p_c / q_c),
         p = softmax(teacher / T), q = softmax(student / T)
 
     T^2 keeps the size of the gradient, so that `student_loss_weight` means the same for every temperature. With
-    independent labels (sigmoid) the sum runs over labels, each a two-class answer.
+    independent labels (sigmoid) the sum runs over labels, each a two-class problem.
 
     Args:
-      temperature: T > 0; 1 compares the answers as they are, 3 to 5 shows the small ones, beyond 20 nothing changes.
+      temperature: T > 0; 1 compares the probabilities as they are, 3 to 5 shows the small ones, beyond 20 nothing
+        changes.
       activation: "softmax", "sigmoid", or None: what teacher and student end in; softmax if both end in logits.
-      from_logits: what outputs are that end in nothing that can be recognised: True or False. None refuses these.
+      from_logits: what outputs are that end in nothing that can be recognized: True or False. None refuses these.
         `compute_loss` called alone takes outputs for logits unless this is False.
-      output: the output of models with several: a key or an index. None for the only one.
+      output: for models with several outputs a key, an index or a name. None for all that are logits or
+        probabilities of classes; their losses are added.
       standardize: compare logits of mean 0 and deviation 1 per example, so that the student need not copy the
         teacher's scale (Sun et al. 2024).
 
@@ -136,11 +49,13 @@ class Logits(AnswerLoss):
 
     activations = ("softmax", "sigmoid")
 
-    def __init__(self, temperature=4.0, *, activation=None, from_logits=None, output=None, standardize=False):
+    def __init__(self, temperature: float = 4.0, *, activation: Activation = None, from_logits: bool | None = None,
+                 output: Key = None, standardize: bool = False) -> None:
         require_number("temperature", temperature, above=0)
+        require(isinstance(standardize, bool), "`standardize` must be True or False", standardize=standardize)
         super().__init__(activation, from_logits, output)
         self.temperature = temperature
-        self.standardize = bool(standardize)
+        self.standardize = standardize
 
     def value(self, teacher, student, activation, y, sample_weight):
         formula = _formulas.divergence if activation == "softmax" else _formulas.binary_divergence
@@ -148,19 +63,15 @@ class Logits(AnswerLoss):
             teacher, student = (_formulas.standardized(logits) for logits in _formulas.pair(teacher, student))
         return _formulas.mean(formula(teacher, student, self.temperature), sample_weight)
 
-    def get_config(self):
-        return {"temperature": self.temperature, "activation": self.activation, "standardize": self.standardize,
-                **super().get_config()}
-
 
 @serializable
-class DecoupledKD(AnswerLoss):
-    """The answer on the right class and the answers among the wrong ones, weighted apart (DKD).
+class DecoupledKD(LogitLoss):
+    """Decoupled knowledge distillation (DKD): the right class and the other classes are weighted apart.
 
         loss = mean over the batch of  T^2 * (target * KL(b(p) || b(q)) + others * KL(p' || q'))
 
-    b(p) = (p_y, 1 - p_y) for the label y; p' is p without class y, summing to 1. In `Logits` a sure teacher (p_y near
-    1) silences what it knows about the wrong classes; here `others` sets it free.
+    b(p) = (p_y, 1 - p_y) for the label y; p' is p without class y, summing to 1. In `Logits` what a
+    confident teacher (p_y near 1) knows about the other classes has almost no weight; here its weight is `others`.
 
     Args:
       temperature: T > 0.
@@ -169,7 +80,7 @@ class DecoupledKD(AnswerLoss):
       from_logits, output: see `Logits`.
 
     Call:
-      y: class numbers or one-hot; without labels the teacher's first choice takes their place.
+      y: class numbers or one-hot; without labels the teacher's most probable class takes their place.
 
     Raises:
       ValueError: an argument is out of range, or the outputs do not fit; see `Logits`.
@@ -184,7 +95,8 @@ class DecoupledKD(AnswerLoss):
       Zhao et al.: Decoupled Knowledge Distillation (2022). https://arxiv.org/abs/2203.08679
     """
 
-    def __init__(self, temperature=4.0, *, target=1.0, others=8.0, from_logits=None, output=None):
+    def __init__(self, temperature: float = 4.0, *, target: float = 1.0, others: float = 8.0,
+                 from_logits: bool | None = None, output: Key = None) -> None:
         require_number("temperature", temperature, above=0)
         require_number("target", target, low=0)
         require_number("others", others, low=0)
@@ -196,13 +108,10 @@ class DecoupledKD(AnswerLoss):
         target, others = _formulas.decoupled(teacher, student, label, self.temperature)
         return _formulas.mean(self.target * target + self.others * others, sample_weight)
 
-    def get_config(self):
-        return {"temperature": self.temperature, "target": self.target, "others": self.others, **super().get_config()}
-
 
 @serializable
-class DIST(AnswerLoss):
-    """The student need only rank as the teacher does: correlations in place of equality (DIST).
+class DIST(LogitLoss):
+    """DIST: correlation of predictions within examples and within classes, in place of equality.
 
         loss = T^2 * (between * mean_b (1 - r(p_b, q_b)) + within * mean_c (1 - r(p_c, q_c)))
 
@@ -228,7 +137,8 @@ class DIST(AnswerLoss):
       Huang et al.: Knowledge Distillation from A Stronger Teacher (2022). https://arxiv.org/abs/2205.10536
     """
 
-    def __init__(self, temperature=1.0, *, between=1.0, within=1.0, from_logits=None, output=None):
+    def __init__(self, temperature: float = 1.0, *, between: float = 1.0, within: float = 1.0,
+                 from_logits: bool | None = None, output: Key = None) -> None:
         require_number("temperature", temperature, above=0)
         require_number("between", between, low=0)
         require_number("within", within, low=0)
@@ -236,7 +146,7 @@ class DIST(AnswerLoss):
         self.temperature, self.between, self.within = temperature, between, within
 
     def value(self, teacher, student, activation, y, sample_weight):
-        require(len(student.shape) == 2, "distill.DIST relates answers of shape (batch, classes)", shape=student.shape)
+        require(len(student.shape) == 2, "distill.DIST relates outputs of shape (batch, classes)", shape=student.shape)
         p, q = (tf.nn.softmax(logits / self.temperature) for logits in _formulas.pair(teacher, student))
         between = _formulas.mean(1 - _formulas.correlation(p, q, -1), sample_weight)
         weight = None if sample_weight is None else tf.reshape(tf.cast(sample_weight, q.dtype), (-1, 1))
@@ -244,9 +154,62 @@ class DIST(AnswerLoss):
         within = tf.reduce_mean(1 - _formulas.correlation(p, q, 0, weight))
         return self.temperature ** 2 * (self.between * between + self.within * within)
 
-    def get_config(self):
-        return {"temperature": self.temperature, "between": self.between, "within": self.within,
-                **super().get_config()}
+
+@serializable
+class Values(OutputLoss):
+    """Regression distillation: mean squared error, or Huber's, between outputs that are numbers.
+
+        loss = mean over the batch and all numbers of an output of  l(student - teacher),
+        l(d) = d^2,   or with `delta`   d^2 / 2 up to |d| = delta, and delta * (|d| - delta / 2) beyond
+
+    Outputs are compared as the models give them, whatever they end in.
+
+    Args:
+      delta: None for the squared error; else the difference > 0, in units of the output, from which on the error grows
+        linearly, so that single far-off predictions of the teacher do not dominate.
+      output: for models with several outputs a key, an index or a name. None for all that no other loss takes.
+
+    Raises:
+      ValueError: an argument is out of range, or the outputs have different shapes.
+
+    Example:
+      >>> import numpy as np
+      >>> teacher, student = np.array([[1.0], [5.0]]), np.array([[2.0], [2.0]])
+      >>> float(Values().compute_loss(teacher, student)), float(Values(delta=1.0).compute_loss(teacher, student))
+      (5.0, 1.5)
+
+    Reference:
+      Saputra et al.: Distilling Knowledge From a Deep Pose Regressor Network (2019). https://arxiv.org/abs/1908.00858
+    """
+
+    def __init__(self, delta: float | None = None, *, output: Key = None) -> None:
+        if delta is not None:
+            require_number("delta", delta, above=0)
+        super().__init__(output)
+        self.delta = delta
+
+    def of_tensors(self, teacher, student, y, sample_weight):
+        self.require_alike(teacher.shape, student.shape)
+        teacher, student = _formulas.pair(teacher, student)
+        difference = student - teacher
+        error = difference ** 2 if self.delta is None else _formulas.huber(difference, self.delta)
+        return _formulas.mean(error, sample_weight)
+
+    def term(self, teacher, student, theirs, own):
+        self.require_alike(theirs.shape, own.shape)
+        return lambda taught, learnt, y, sample_weight: self.of_tensors(
+            teacher.value(taught, theirs), student.value(learnt, own), y, sample_weight)
+
+
+def named(loss):
+    """The loss of a name such as "logits" or "decoupled_kd"; anything else as it is."""
+    if not isinstance(loss, str):
+        return loss
+    classes = {cls.__name__.lower(): cls for cls in (Logits, DecoupledKD, DIST, Values)}
+    found = classes.get(re.sub("[^a-z]", "", loss.lower()))
+    require(found, "a distillation loss by name must be one of logits, decoupled_kd, dist, values", loss=loss,
+            do="Losses between layers need to be told which: pass distill.Features({teacher layer: student layer}).")
+    return found()
 
 
 def _class_numbers(y, logits):

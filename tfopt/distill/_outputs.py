@@ -1,12 +1,8 @@
-"""What a model answers with: logits, or probabilities whose logits stand one operation earlier in the graph."""
+"""The kind of a model's outputs: logits, or probabilities whose logits are one operation earlier in the graph."""
 
-import functools
 import inspect
-import typing
 
-from .. import _models
-from .._check import require
-from .._keras import graph_of, keras, producer, tf
+from .._keras import keras, tf
 from ._formulas import log_probability
 
 _PROBABILITY = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
@@ -79,13 +75,13 @@ def _is_parameter(tensor):
 
 
 def inspect_outputs(model, inputs):
-    """[(path, shape, dtype, kind, last operation)] of a model's outputs, from one trace that leaves nothing behind."""
+    """[(path, shape, kind, last operation)] of a model's outputs, from one trace that leaves nothing behind."""
     found = []
 
     def look(x):
         for path, output in keras.tree.flatten_with_path(run(model, x, False)):
             kind, _, last = trace(output)
-            found.append((path, tuple(output.shape), output.dtype.name, kind, last))
+            found.append((path, tuple(output.shape), kind, last))
 
     with keras.StatelessScope():
         tf.function(look, autograph=False).get_concrete_function(
@@ -101,121 +97,3 @@ def logits_of(outputs, kind):
     if before is None and not tf.executing_eagerly():
         before = trace(outputs)[1]
     return log_probability(outputs, kind) if before is None else before
-
-
-class Answer(typing.NamedTuple):
-    """One output of a model: where it stands, and of what kind it is."""
-
-    path: tuple
-    shape: tuple
-    dtype: str
-    kind: str | None
-    last: str
-
-
-class Result(typing.NamedTuple):
-    """What one side said to one batch."""
-
-    outputs: object
-    features: dict
-
-    def at(self, path):
-        return functools.reduce(lambda outputs, key: outputs[key], path, self.outputs)
-
-
-def inputs_of(*models):
-    """Tensors like those of a batch, from whichever models are graphs."""
-    graphs = [graph_of(getattr(model, "base", model)) for model in models]     # a wrapped model holds the plain one
-    inputs = [graph.input for graph in graphs if graph is not None]
-    shapes = [[tuple(tensor.shape) for tensor in keras.tree.flatten(nested)] for nested in inputs]
-    for other in shapes[1:]:
-        require(_fit(shapes[0], other), "teacher and student must take the same inputs", shapes=shapes)
-    if inputs:
-        return inputs[0]
-    shape = next((config for model in models if (config := model.get_build_config())), {})
-    require("input_shape" in shape, "one of teacher and student must tell the shape of its input",
-            models=[_models.describe(model) for model in models],
-            do="Build one with keras.Model(inputs, outputs), or with build(input_shape).")
-    return keras.KerasTensor(shape["input_shape"])
-
-
-def _fit(shapes, others):
-    return len(shapes) == len(others) and all(
-        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
-        for a, b in zip(shapes, others, strict=True))
-
-
-def _tensors(graph):
-    """{name of an operation: its tensors} of everything the outputs of a graph are made from."""
-    found, waiting, seen = {}, list(graph.outputs), set()
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            op, inputs = producer(tensor)
-            found.setdefault(op.name, []).append(tensor)
-            waiting.extend(inputs)
-    return found
-
-
-class Remembered:
-    """A teacher that is not there: its answers come with the data."""
-
-    model, name, role = None, "remembered answers", "teacher"
-
-    def __init__(self, student):
-        self._student = student
-
-    def answer(self, output):
-        """As the student's, in logits; the data are looked at when they come."""
-        return self._student.answer(output)._replace(path=(), kind="logits")
-
-    def tap(self, layer):
-        require(False, "remembered answers hold no features", layer=layer, do="Pass the teacher itself.")
-
-
-class Side:
-    """The teacher or the student, as the losses see it: its answers, and layers they can tap.
-
-    Args:
-      model: a built model.
-      role: "teacher" or "student", for the sentences.
-      inputs: tensors like those of a batch, nested as the model takes them.
-    """
-
-    def __init__(self, model, role, inputs):
-        self.model, self.role, self._inputs = model, role, inputs
-        self.name = model.name
-        self._taps = {}
-        self._view = None
-
-    @functools.cached_property
-    def answers(self):
-        return [Answer(*found) for found in inspect_outputs(self.model, self._inputs)]
-
-    def answer(self, output):
-        """The output a loss asks for by its key or index; None stands for the only one."""
-        found = [answer for answer in self.answers if answer.path == (() if output is None else (output,))]
-        require(found, "`output` must be the key or the index of one output of the model", output=output,
-                **{self.role: _models.describe(self.model)},
-                do=f"Choose one of {[path[0] if path else None for path, *_ in self.answers]}, one loss for each.")
-        return found[0]
-
-    def tap(self, layer):
-        """Makes the output of a layer part of each `Result`; returns its shape."""
-        graph = graph_of(self.model)
-        require(graph is not None, "a layer can be tapped in a functional or Sequential model only", layer=layer,
-                **{self.role: _models.describe(self.model)}, do="Use a loss of the answers, such as Logits.")
-        found = _tensors(graph)
-        require(layer in found, f"the {self.role} must have a layer of this name", layer=layer,
-                do=f"Its layers are {', '.join(reversed(found))}.")
-        require(len(found[layer]) == 1, f"a tapped layer of the {self.role} must be used once and have one output",
-                layer=layer, do="Name another layer, or put an Identity layer behind the use that is meant.")
-        self._taps[layer], = found[layer]
-        self._view = keras.Model(graph.input, {"outputs": graph.output, "features": self._taps})
-        return tuple(self._taps[layer].shape)
-
-    def __call__(self, x, training):
-        if self._view is None:
-            return Result(run(self.model, x, training), {})
-        return Result(**self._view(x, training=training))
