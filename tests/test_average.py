@@ -197,7 +197,7 @@ REFUSED = {
     "other outputs": (lambda: average.outputs([dense(), dense(classes=4)]), "the same inputs and outputs"),
     "other weights": (lambda: average.weights([dense(), dense(8)]), "the same weights"),
     "count": (lambda: average.outputs([dense(), dense()], weights=[1]), "one number for each model"),
-    "negative": (lambda: average.outputs([dense(), dense()], weights=[1, -1]), "`weights` must be a finite number > 0"),
+    "negative": (lambda: average.outputs([dense(), dense()], weights=[1, -1]), "`weights` must be a number > 0"),
     "score": (lambda: average.weights([dense(), dense()], score=lambda model: float("nan")), r"`score\(model\)`"),
     "start": (lambda: average.SWA(-1, 1), "`start`"), "every": (lambda: average.SWA(0, 0), "`every`"),
     "momentum": (lambda: average.SWA(0, 1, momentum=1), "`momentum`"),

@@ -448,17 +448,6 @@ assert "tensorflow_model_optimization" not in sys.modules
 """, fork=False, TF_CPP_MIN_LOG_LEVEL="3"))
 
 
-class Nameless(L.Layer):
-    """A custom layer whose config does not say how it was made."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def call(self, x):
-        return x * self.factor
-
-
 class Local(L.Layer):
     """Nobody registered this class."""
 
@@ -468,11 +457,6 @@ class Local(L.Layer):
 
 def test_an_unregistered_layer_is_carried(rng):
     assert_bridges(images(Local(), L.Dense(2)), rng)
-
-
-def test_what_cannot_be_made_again_is_refused():
-    with pytest.raises(ValueError, match=r"^here carries the layer nameless \(Nameless\) as it is, and for that"):
-        _bridge.to_legacy(images(Nameless(2.0)), "here")
 
 
 def test_one_black_box_with_two_meanings_is_refused():

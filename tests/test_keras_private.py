@@ -74,13 +74,6 @@ def test_losses_of_a_call_are_told_once():
     assert (len(_keras.call_losses(layer)), len(_keras.call_losses(layer))) == (1, 0)
 
 
-def test_what_was_adapted_is_told():
-    layer = keras.layers.StringLookup()
-    assert _keras.adapted(layer) == _keras.adapted(keras.layers.Dense(2)) == {}
-    layer.adapt(["cat", "dog", "cat"])
-    assert _keras.remade(layer).get_vocabulary() == ["[UNK]", "cat", "dog"]
-
-
 def test_the_compiled_loss_and_its_tracker():
     model = functional()
     model.compile("sgd", "mse")
@@ -170,12 +163,6 @@ def test_what_was_given_to_compile_is_known():
     assert known == ["mse", ["mae"], 3]
     again = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     again.compile(**given)
-
-
-def test_lambdas_keep_their_functions():
-    factor = 3.0
-    layer = keras.layers.Lambda(lambda x: x * factor)
-    assert float(_keras.remade(layer)(tf.ones([]))) == 3.0
 
 
 def test_xla_is_noticed():

@@ -6,31 +6,29 @@ import json
 
 import tf_keras
 
-from .._keras import adapted, call_losses, functions_of, keras, mask_of, parts_of, set_mask, tf, with_functions
+from .. import _models
+from .._keras import call_losses, fresh_operation, keras, mask_of, set_mask, tf
 
 _TENSOR = "tfopt:tensor:"          # stands in a call's arguments for its i-th tensor
-_live = {}                         # text written from a live object of this process -> what the text cannot hold of it
+_live = {}                         # text -> the object of this process that it was written from, and `dtype`
 
 
 def dump(value, dtype=None):
     """A Keras 3 object, or a structure of constants, as a JSON text that tf_keras cannot mistake for its own config."""
-    config = keras.saving.serialize_keras_object(value)
-    if isinstance(value, keras.layers.Layer):
-        config["config"] |= adapted(value)
-    text = json.dumps(_tidy(config, dtype), sort_keys=True)
-    parts = [part if inspect.isfunction(part) else type(part) for part in parts_of(value)]
-    classes = {part.__name__: part for part in parts if not part.__module__.startswith(("keras.", "builtins"))}
-    _live[text] = classes, functions_of(value)
+    text = json.dumps(_tidy(keras.saving.serialize_keras_object(value), dtype), sort_keys=True)
+    if isinstance(value, keras.Operation):
+        _live[text] = value, dtype
     return text
 
 
 def load(text):
-    """What `dump` wrote. Of unregistered classes and lambdas, which are the user's own, only in the same process."""
+    """What `dump` wrote. In the same process a layer is made of the live one, with all that its config leaves out."""
     if text not in _live:
         return keras.saving.deserialize_keras_object(json.loads(text))
-    classes, functions = _live[text]
-    new = keras.saving.deserialize_keras_object(json.loads(text), custom_objects=dict(classes), safe_mode=False)
-    return with_functions(new, functions)
+    value, dtype = _live[text]
+    if not isinstance(value, keras.layers.Layer):
+        return fresh_operation(value)
+    return _models.recreate(value, dtype=dtype)
 
 
 def _tidy(config, dtype):

@@ -79,20 +79,17 @@ from .datasets import datasets_in, holds_resources, shuffled_by, without_autotun
 from .graph import (  # noqa: E402
     Functional,
     NotALayer,
-    adapted,
     fresh_inputs,
     fresh_operation,
-    functions_of,
     graph_of,
+    lambdas_allowed,
     mask_of,
     parts_of,
     producer,
-    remade,
     replay,
     set_mask,
     uses,
     uses_for,
-    with_functions,
 )
 from .random import fresh_names, global_seed, randomness, same_randomness, seeded, set_randomness  # noqa: E402
 from .training import (  # noqa: E402
@@ -109,10 +106,9 @@ from .training import (  # noqa: E402
 )
 from .workers import patch_workers  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "adapted", "call_losses",
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "call_losses",
            "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
-           "fresh_operation",
-           "functions_of", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "loss_tracker", "mask_of",
-           "parts_of", "patch_workers", "producer", "randomness", "remade", "replay", "same_randomness", "schedule_of",
-           "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
-           "with_functions", "without_autotune"]
+           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "lambdas_allowed",
+           "loss_tracker", "mask_of", "parts_of", "patch_workers", "producer", "randomness", "replay",
+           "same_randomness", "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by",
+           "task_loss", "tf", "uses", "uses_for", "without_autotune"]

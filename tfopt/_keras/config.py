@@ -49,7 +49,7 @@ class ConfigFromArguments:
 
 def _arguments(cls):
     """Names of the constructor's own arguments, and whether it takes `**kwargs`."""
-    parameters = inspect.signature(cls).parameters.values()
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return ([p.name for p in parameters if p.kind in _OWN_KINDS],
             any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters))
 

@@ -1,6 +1,6 @@
 """Graphs of Functional and Sequential models: what they are made of, and running them with other operations."""
 
-import copy
+import contextlib
 import functools
 
 import keras
@@ -23,9 +23,9 @@ def fresh_inputs(graph, shape=lambda x: x.shape):
 
 
 def fresh_operation(op):
-    """The same operation (one without state, not a layer), in no graph yet."""
-    new = copy.copy(op)
-    new._inbound_nodes, new._outbound_nodes = [], []
+    """The same operation, or layer without variables, in no graph yet; what it holds is shared."""
+    new = object.__new__(type(op))
+    vars(new).update(vars(op), _inbound_nodes=[], _outbound_nodes=[])
     return new
 
 
@@ -119,27 +119,8 @@ def parts_of(layer):
     return layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else [layer]
 
 
-def remade(layer, changes=()):
-    """A new layer of the same config, with `changes`, not yet built. The functions in its Lambdas are the old ones."""
+@contextlib.contextmanager
+def lambdas_allowed():
+    """While it lasts, Keras makes Python functions out of configs: for layers of this process alone."""
     with SafeModeScope(False):
-        new = type(layer).from_config({**layer.get_config(), **adapted(layer), **dict(changes)})
-    return with_functions(new, functions_of(layer))
-
-
-def adapted(layer):
-    """What a layer has learned from data by `adapt`, and tells neither by its config nor by its variables."""
-    words = layer.get_vocabulary(include_special_tokens=False) if hasattr(layer, "get_vocabulary") else []
-    return {"vocabulary": list(words)} if len(words) else {}
-
-
-def functions_of(layer):
-    """The functions of the Lambdas in a layer, in order. Out of a config they come without the names they use."""
-    return [part.function for part in parts_of(layer) if isinstance(part, keras.layers.Lambda)]
-
-
-def with_functions(layer, functions):
-    """`layer`, whose Lambdas now hold `functions`, see `functions_of`."""
-    lambdas = [part for part in parts_of(layer) if isinstance(part, keras.layers.Lambda)]
-    for part, function in zip(lambdas, functions, strict=False):       # parts that are not built yet are not there
-        part.function = function
-    return layer
+        yield

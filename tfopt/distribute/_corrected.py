@@ -2,7 +2,7 @@
 
 from .. import _models
 from .._check import require, require_number
-from .._keras import keras, remade, schedule_of, serializable, tf, without_autotune
+from .._keras import keras, schedule_of, serializable, tf, without_autotune
 from ._strategy import replicas_here
 
 __all__ = ["GlobalBatchOptimizer", "equal_batches", "sync_batch_norm"]
@@ -212,8 +212,8 @@ def sync_batch_norm(model):
       True
     """
     _models.require_graph(model, "distribute.sync_batch_norm")
-    return _models.copy(model, change=lambda layer: remade(layer, {"synchronized": True}) if unsynchronized(layer)
-                        else None)
+    return _models.copy(model, change=lambda layer: (
+        _models.recreate(layer, synchronized=True) if unsynchronized(layer) else None))
 
 
 def unsynchronized(layer):

@@ -1,9 +1,22 @@
 """Regularization: weight penalties and stochastic depth, also for a model that is already trained."""
 
-from ._regularizers import L1, L1L2, L2, DropPath, GroupLasso, Hoyer, Kurtosis, OrthogonalRegularizer, Sum, add, dropout
+from ._regularizers import (
+    L1,
+    L1L2,
+    L2,
+    DropPath,
+    GroupLasso,
+    Hoyer,
+    Kurtosis,
+    OrthogonalRegularizer,
+    Sum,
+    add,
+    dropout,
+    get,
+)
 
 __all__ = ["L1", "L1L2", "L2", "DropPath", "GroupLasso", "Hoyer", "Kurtosis", "OrthogonalRegularizer", "Sum", "add",
-           "dropout"]
+           "dropout", "get"]
 
 
 def __dir__() -> list[str]:

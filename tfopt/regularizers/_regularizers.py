@@ -1,10 +1,8 @@
 """Weight -> penalty; a layer that drops whole branches; both put into a model that is already trained."""
 
-import copy
-
 from .. import _models
 from .._check import require, require_number
-from .._keras import graph_of, keras, parts_of, producer, remade, serializable, tf, uses
+from .._keras import ConfigFromArguments, graph_of, keras, parts_of, producer, serializable, tf, uses
 
 L1 = keras.regularizers.L1
 L2 = keras.regularizers.L2
@@ -12,7 +10,7 @@ L1L2 = keras.regularizers.L1L2
 OrthogonalRegularizer = keras.regularizers.OrthogonalRegularizer
 
 __all__ = ["L1", "L1L2", "L2", "DropPath", "GroupLasso", "Hoyer", "Kurtosis", "OrthogonalRegularizer", "Sum", "add",
-           "dropout"]
+           "dropout", "get"]
 
 
 def hoyer(weights):
@@ -35,7 +33,7 @@ def kurtosis(weights):
 
 
 @serializable
-class Hoyer(keras.regularizers.Regularizer):
+class Hoyer(ConfigFromArguments, keras.regularizers.Regularizer):
     """Drives small weights to zero and leaves large ones alone, whatever the scale: training for `prune`.
 
         penalty = strength * (sum |w|)^2 / sum w^2
@@ -57,19 +55,16 @@ class Hoyer(keras.regularizers.Regularizer):
       Yang, Wen and Li, DeepHoyer, 2020. https://arxiv.org/abs/1908.09979
     """
 
-    def __init__(self, strength):
+    def __init__(self, strength=1e-4):
         require_number("strength", strength, low=0)
         self.strength = float(strength)
 
     def __call__(self, weights):
         return self.strength * hoyer(tf.convert_to_tensor(weights))
 
-    def get_config(self):
-        return {"strength": self.strength}
-
 
 @serializable
-class GroupLasso(keras.regularizers.Regularizer):
+class GroupLasso(ConfigFromArguments, keras.regularizers.Regularizer):
     """Drives whole output channels to zero: training for `shrink`.
 
         penalty = strength * sum over groups of sqrt(size of the group) * |group|_2
@@ -95,7 +90,7 @@ class GroupLasso(keras.regularizers.Regularizer):
       https://doi.org/10.1111/j.1467-9868.2005.00532.x
     """
 
-    def __init__(self, strength, *, axis=-1):
+    def __init__(self, strength=1e-4, *, axis=-1):
         require_number("strength", strength, low=0)
         for index in self._tuple(axis):
             require_number("axis", index, integer=True)
@@ -112,16 +107,13 @@ class GroupLasso(keras.regularizers.Regularizer):
         size = tf.size(weights) / tf.maximum(tf.size(norms), 1)
         return self.strength * tf.cast(tf.sqrt(size), weights.dtype) * tf.reduce_sum(norms)
 
-    def get_config(self):
-        return {"strength": self.strength, "axis": self.axis}
-
     @staticmethod
     def _tuple(axis):
         return tuple(axis) if isinstance(axis, list | tuple) else (axis,)
 
 
 @serializable
-class Kurtosis(keras.regularizers.Regularizer):
+class Kurtosis(ConfigFromArguments, keras.regularizers.Regularizer):
     """Spreads the weights evenly over their range, so that few bits describe them well: training for `quantize`.
 
         penalty = strength * (mean(((w - mean) / std)^4) - target)^2
@@ -144,7 +136,7 @@ class Kurtosis(keras.regularizers.Regularizer):
       Chmiel et al., Robust Quantization: One Model to Rule Them All, 2020. https://arxiv.org/abs/2002.07686
     """
 
-    def __init__(self, strength, *, target=1.8):
+    def __init__(self, strength=1e-2, *, target=1.8):
         require_number("strength", strength, low=0)
         require_number("target", target, low=1)
         self.strength, self.target = float(strength), float(target)
@@ -152,12 +144,9 @@ class Kurtosis(keras.regularizers.Regularizer):
     def __call__(self, weights):
         return self.strength * tf.square(kurtosis(tf.convert_to_tensor(weights)) - self.target)
 
-    def get_config(self):
-        return {"strength": self.strength, "target": self.target}
-
 
 @serializable
-class Sum(keras.regularizers.Regularizer):
+class Sum(ConfigFromArguments, keras.regularizers.Regularizer):
     """Adds several penalties of the same weights.
 
         penalty = sum of penalty_i
@@ -181,23 +170,16 @@ class Sum(keras.regularizers.Regularizer):
         penalties = list(penalties)
         require(penalties, "`penalties` must hold at least one Regularizer", penalties=penalties)
         for penalty in penalties:
-            _require_penalty("Sum", penalty)
+            _penalty("Sum", penalty)
         self.penalties = penalties
 
     def __call__(self, weights):
         weights = tf.convert_to_tensor(weights)
         return tf.add_n([penalty(weights) for penalty in self.penalties])
 
-    def get_config(self):
-        return {"penalties": [keras.saving.serialize_keras_object(penalty) for penalty in self.penalties]}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config["penalties"]))
-
 
 @serializable
-class DropPath(keras.layers.Layer):
+class DropPath(ConfigFromArguments, keras.layers.Layer):
     """Drops a whole residual branch for some of the examples of a batch: stochastic depth.
 
         training:    y = x / (1 - rate) with probability 1 - rate, else 0, drawn once per example
@@ -244,33 +226,35 @@ class DropPath(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def get_config(self):
-        return super().get_config() | {"rate": self.rate, "seed": self.seed}
 
-
-_SLOTS = ("kernel_regularizer", "depthwise_regularizer", "pointwise_regularizer", "recurrent_regularizer",
-          "embeddings_regularizer")
+_KERNELS = {"kernel_regularizer": ("kernel",), "depthwise_regularizer": ("depthwise_kernel", "kernel"),
+            "pointwise_regularizer": ("pointwise_kernel",), "recurrent_regularizer": ("recurrent_kernel",),
+            "embeddings_regularizer": ("embeddings",)}
 
 
 def add(model, penalty, *, where=None):
-    """Gives the kernels of a model a penalty: the same network and weights, uncompiled, with another loss.
+    """Weight penalties for the kernels of a trained model: the same network and weights, uncompiled.
 
-    Kernels are whatever Keras calls kernel, depthwise, pointwise or recurrent kernel, in wrappers such as Bidirectional
-    too; biases and normalisation stay free. Embeddings get the penalty only if `where` chooses them. A layer that has a
-    penalty keeps it and pays the `Sum` of both. As everywhere in Keras, a frozen layer pays nothing.
+    Kernels are whatever Keras calls kernel, depthwise, pointwise or recurrent kernel, also in the layers inside
+    wrappers, attention, recurrent cells and layers of your own; biases and normalization stay free. Embeddings get the
+    penalty only if `where` chooses them. A layer that has a penalty keeps it and pays the `Sum` of both. As everywhere
+    in Keras, a frozen layer pays nothing.
+
+    A file keeps the penalties of Keras' own layers. Those inside a layer of your own are in it only if its config says
+    so: call `add` again after loading.
 
     Args:
-      model: a built functional or Sequential model, also with nested models and shared layers; it is not changed.
-      penalty: a keras.regularizers.Regularizer, e.g. `GroupLasso(1e-4)`.
-      where: None for every layer with a kernel; layer names or paths (`outer/inner`); or `layer -> bool`.
+      model: a built model, also subclassed, with nested models and shared layers; it is not changed.
+      penalty: a keras.regularizers.Regularizer, e.g. `GroupLasso(1e-4)`, or the name of one, e.g. "hoyer" (see `get`).
+      where: None for every layer with a kernel; layer names or paths (`outer/inner`), layers, or `layer -> bool`.
 
     Returns:
       A new, uncompiled model.
 
     Raises:
       TypeError: `model` is no Keras 3 model, or `penalty` no Regularizer.
-      ValueError: the model is not built or is subclassed; `where` names no layer of it or one without a kernel; the
-        penalty of a kernel is not a finite number.
+      ValueError: the model is not built or a layer of it cannot be copied; `where` names no layer of it or one without
+        a kernel; the penalty of a kernel is not a finite number.
 
     Example:
       >>> import keras
@@ -279,44 +263,79 @@ def add(model, penalty, *, where=None):
       >>> len(model.losses)
       2
     """
-    _models.require_graph(model, "regularizers.add")
-    _require_penalty("regularizers.add", penalty)
-    default = (lambda layer: not isinstance(layer, keras.layers.Embedding)) if where is None else where
-    chosen = _models.select(model, default, "regularizers.add", able=lambda layer: _slots(layer.get_config()),
+    caller = "regularizers.add"
+    _models.require_model(model, caller)
+    penalty = _penalty(caller, penalty)
+    by_default = where is None
+    chosen = _models.select(model, where, caller, able=lambda layer: _kernels(layer, embeddings=not by_default),
                             what="layer with a kernel")
-    chosen = {id(layer) for layer in chosen.values()}
-
-    def change(layer):
-        if id(layer) not in chosen:
-            return None
-        config = copy.deepcopy(layer.get_config())
-        for owner, slot in _slots(config):
-            held = keras.regularizers.get(owner[slot])
-            owner[slot] = penalty if held is None else Sum([held, penalty])
-        return remade(layer, config)
-
-    new = _models.copy(model, change=change)
-    for variable in new.trainable_variables:
-        if variable.regularizer is not None:
-            value = float(variable.regularizer(variable))
-            require(abs(value) < float("inf"), "regularizers.add needs penalties that are finite numbers",
-                    weights=variable.path, value=value, do="Look for NaN in the weights.")
+    new = _models.copy(model)
+    layers, done = _models.layers(new), set()
+    for path in chosen:
+        for part, slot, variable in _kernels(layers[path], embeddings=not by_default):
+            if (id(part), slot) in done:
+                continue
+            done.add((id(part), slot))
+            held = getattr(part, slot)
+            setattr(part, slot, penalty if held is None else Sum([held, penalty]))
+            if variable is not None:
+                variable.regularizer = getattr(part, slot)
+                value = float(variable.regularizer(variable))
+                require(abs(value) < float("inf"), f"{caller} needs penalties that are finite numbers",
+                        weights=variable.path, value=value, do="Look for NaN in the weights.")
+    _models.compare(model, new)
     return new
 
 
-def _slots(config):
-    """[(config, name)] of every place for a kernel's penalty in a layer's config and in those of the layers inside."""
-    found = [(config, slot) for slot in _SLOTS if slot in config]
-    for value in config.values():
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict) and isinstance(inner.get("config"), dict):
-                found += _slots(inner["config"])
-    return found
+def _kernels(layer, *, embeddings):
+    """[(layer inside, attribute of the penalty, variable or None)] of a layer and those inside; [] without variables.
+
+    Attention keeps the penalty of the layers inside for its config, and has no variable of its own.
+    """
+    found = []
+    for part in parts_of(layer):
+        for slot, names in _KERNELS.items():
+            held = next((name for name in (slot, f"_{slot}") if name in vars(part)), None)
+            if held is None or (slot == "embeddings_regularizer" and not embeddings):
+                continue
+            named = [vars(part).get(prefix + name) for name in names for prefix in ("_", "")]
+            found.append((part, held, next((one for one in named if isinstance(one, keras.Variable)), None)))
+    return found if any(variable is not None for *_, variable in found) else []
 
 
-def _require_penalty(caller, penalty):
+def get(identifier):
+    """Weight penalty by name, as keras.regularizers.get, and those of this module.
+
+    Args:
+      identifier: a name such as "hoyer", "group_lasso", "kurtosis", "l1", "l2" (with their default strengths); a
+        config; a keras.regularizers.Regularizer, which is returned; or None.
+
+    Returns:
+      A keras.regularizers.Regularizer, or None for None.
+
+    Raises:
+      ValueError: there is none of that name.
+
+    Example:
+      >>> get("hoyer").strength, get("GroupLasso").axis
+      (0.0001, -1)
+    """
+    if not isinstance(identifier, str):
+        return keras.regularizers.get(identifier)
+    kinds = Hoyer, GroupLasso, Kurtosis, L1, L2, L1L2, OrthogonalRegularizer
+    known = {kind.__name__.lower(): kind for kind in kinds}
+    kind = known.get(identifier.lower().replace("_", ""))
+    require(kind, "regularizers.get must be given the name of a regularizer", identifier=identifier,
+            do=f"The names are {', '.join(known)}.")
+    return kind()
+
+
+def _penalty(caller, penalty):
+    """A Regularizer, or that of a name."""
+    penalty = get(penalty) if isinstance(penalty, str) else penalty
     require(isinstance(penalty, keras.regularizers.Regularizer), f"{caller} needs a keras.regularizers.Regularizer",
             penalty=penalty, do="Pass e.g. regularizers.L2(1e-4).", error=TypeError)
+    return penalty
 
 
 _DROPS = (DropPath, keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout,
@@ -377,7 +396,7 @@ def dropout(model, rate, *, where=None):
     def change(layer):
         if id(layer) not in chosen:
             return None
-        new, name = remade(layer), f"{layer.name}_dropout"
+        new, name = _models.recreate(layer), f"{layer.name}_dropout"
         while name in names:
             name += "_"
         names.add(name)

@@ -5,7 +5,8 @@ import functools
 
 import numpy as np
 
-from .._keras import keras, remade
+from .. import _models
+from .._keras import keras
 from ._graph import Flow, flows_in, positions, rectangle
 
 RULES = {}                          # {layer class: rule(layer, graph, *flows) -> flow}
@@ -222,7 +223,7 @@ def _weightless(op, graph, args, kwargs):
     specs = _specs(op, args, kwargs)
     if all(graph.is_fixed(flow) for flow in flows_in(args, kwargs)):
         return _outputs(graph, specs, "made of what cannot go")
-    twin = remade(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
+    twin = _models.recreate(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
     flat = _probed(twin, graph, args, kwargs, f"{op.name}: {type(op).__name__} mixes channels or fixes their number",
                    specs=keras.tree.flatten(specs))
     return keras.tree.pack_sequence_as(specs, flat)

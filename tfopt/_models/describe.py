@@ -1,0 +1,59 @@
+"""How a model is named in a refusal, and what a function may ask of it."""
+
+import contextlib
+
+from .._check import require
+from .._keras import graph_of, keras, tf
+
+
+def describe(model):
+    """How a model is named in a refusal: `resnet (a built Functional)`."""
+    if not isinstance(model, keras.Model):
+        return f"{type(model).__module__}.{type(model).__name__}"
+    kind = type(model).__name__
+    if graph_of(model) is None and not isinstance(model, keras.Sequential):
+        kind = f"subclassed keras.Model, class {kind}"
+    return f"{model.name} (a {'built' if model.built else 'not yet built'} {kind})"
+
+
+def require_model(model, caller):
+    """Refuses everything but a built Keras 3 model.
+
+    Args:
+      model: what the user passed.
+      caller: public name of the function that was called, for the sentence.
+    """
+    require(not type(model).__module__.startswith("tf_keras"), f"{caller} needs a Keras 3 model",
+            model=Verbatim("a tf_keras (Keras 2) model"), error=TypeError,
+            do="Build the same layers with `keras` and copy the weights with `set_weights(model.get_weights())`.")
+    require(isinstance(model, keras.Model), f"{caller} needs a Keras 3 model", model=Verbatim(describe(model)),
+            do="Pass a keras.Model.", error=TypeError)
+    require(model.built, f"{caller} needs a built model", model=Verbatim(describe(model)),
+            do="Start it with keras.Input(shape), or call it once on a batch.")
+
+
+def require_graph(model, caller):
+    """Refuses everything but a built Functional or Sequential model; returns its graph."""
+    require_model(model, caller)
+    graph = graph_of(model)
+    require(graph is not None, f"{caller} needs a built functional or Sequential model",
+            model=Verbatim(describe(model)),
+            do="Rebuild it with keras.Model(inputs, outputs).")
+    return graph
+
+
+def scope_of(model):
+    """A context in which new variables belong to the strategy the model was made in."""
+    strategy = model.distribute_strategy
+    if strategy is tf.distribute.get_strategy():
+        return contextlib.nullcontext()
+    return strategy.scope()
+
+
+class Verbatim(str):
+    """Text that stands in a refusal without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self):
+        return str(self)
