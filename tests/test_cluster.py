@@ -125,7 +125,7 @@ def test_plan_says_done_and_why_not():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
                               keras.layers.BatchNormalization(name="b"), keras.layers.Dense(1, name="c")])
     table = cluster.plan(model, clusters=16).set_index("layer")
-    assert table.status.to_dict() == {"a": "done", "b": "skipped", "c": "skipped"}
+    assert table.status.to_dict() == {"a": "selected", "b": "skipped", "c": "skipped"}
     assert "no kernel" in table.why["b"]
     assert "too few weights" in table.why["c"]
 

@@ -256,9 +256,10 @@ def test_the_users_settings_train_the_candidates(model, parts):
 
 
 def test_the_smallest_kernels_are_left_out():
-    plan = pd.DataFrame({"layer": list("abcd"), "weights": [980, 5, 10, 300], "status": ["done"] * 3 + ["skipped"]})
+    plan = pd.DataFrame({"layer": list("abcd"), "affected": [980, 5, 10, 300],
+                         "status": ["selected"] * 3 + ["skipped"]})
     assert _steps.large(plan) == ["a"]
-    assert _steps.large(plan.assign(weights=[500, 300, 200, 9])) == ["c", "b", "a"]
+    assert _steps.large(plan.assign(affected=[500, 300, 200, 9])) == ["c", "b", "a"]
 
 
 def test_losing_zeros_or_values_is_noticed(climbed, model, parts):

@@ -157,8 +157,8 @@ def test_plan_says_done_and_why_not():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
                               keras.layers.BatchNormalization(name="b"), keras.layers.Dense(2, name="c")])
     table = prune.plan(model, where="a").set_index("layer")
-    assert table.status.to_dict() == {"a": "done", "b": "skipped", "c": "skipped"}
-    assert table.weights.to_dict() == {"a": 32, "b": 0, "c": 8}
+    assert table.status.to_dict() == {"a": "selected", "b": "skipped", "c": "skipped"}
+    assert table.affected.to_dict() == {"a": 32, "b": 0, "c": 0}
     assert "no kernel" in table.why["b"]
     assert "where" in table.why["c"]
 

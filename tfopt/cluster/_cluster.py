@@ -108,14 +108,15 @@ def plan(model, clusters=16, *, preserve_sparsity=False, per_channel=False, wher
       model, clusters, preserve_sparsity, per_channel, where: as for `wrap`.
 
     Returns:
-      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `weights` (numbers in its kernels), `status`
-      ("done" or "skipped"), `why`.
+      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its kernels),
+      `status`
+      ("selected" or "skipped"), `why`.
 
     Example:
       >>> import keras
       >>> hidden, norm = keras.layers.Dense(8, name="hidden"), keras.layers.BatchNormalization(name="norm")
       >>> plan(keras.Sequential([keras.Input((4,)), hidden, norm]))[["layer", "status"]].values.tolist()
-      [['hidden', 'done'], ['norm', 'skipped']]
+      [['hidden', 'selected'], ['norm', 'skipped']]
     """
     require_plain(model, "cluster.plan")
     twin = to_legacy(model, "cluster.plan")

@@ -69,8 +69,8 @@ def peak(optimizer):
 
 def large(plan):
     """Paths of the layers that a `plan` would do, without the smallest."""
-    done = plan[plan["status"] == "done"].sort_values("weights", kind="stable")
-    return list(done["layer"][done["weights"].cumsum() > _SMALL * done["weights"].sum()])
+    done = plan[plan["status"] == "selected"].sort_values("affected", kind="stable")
+    return list(done["layer"][done["affected"].cumsum() > _SMALL * done["affected"].sum()])
 
 
 def shrunk(model, keep, training):

@@ -190,13 +190,14 @@ def plan(model, *, where=None):
       where: as for `wrap`.
 
     Returns:
-      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `weights` (numbers in its kernels), `status`
-      ("done" or "skipped"), `why`.
+      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its kernels),
+      `status`
+      ("selected" or "skipped"), `why`.
 
     Example:
       >>> hidden, norm = keras.layers.Dense(4, name="hidden"), keras.layers.BatchNormalization(name="norm")
       >>> plan(keras.Sequential([keras.Input((4,)), hidden, norm]))[["layer", "status"]].values.tolist()
-      [['hidden', 'done'], ['norm', 'skipped']]
+      [['hidden', 'selected'], ['norm', 'skipped']]
     """
     require_plain(model, "prune.plan")
     twin = to_legacy(model, "prune.plan")
