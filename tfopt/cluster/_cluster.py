@@ -108,9 +108,8 @@ def plan(model, clusters=16, *, preserve_sparsity=False, per_channel=False, wher
       model, clusters, preserve_sparsity, per_channel, where: as for `wrap`.
 
     Returns:
-      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its kernels),
-      `status`
-      ("selected" or "skipped"), `why`.
+      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its
+      kernels), `status` ("selected" or "skipped"), `why`.
 
     Example:
       >>> import keras

@@ -190,9 +190,8 @@ def plan(model, *, where=None):
       where: as for `wrap`.
 
     Returns:
-      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its kernels),
-      `status`
-      ("selected" or "skipped"), `why`.
+      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its
+      kernels), `status` ("selected" or "skipped"), `why`.
 
     Example:
       >>> hidden, norm = keras.layers.Dense(4, name="hidden"), keras.layers.BatchNormalization(name="norm")
