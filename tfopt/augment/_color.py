@@ -9,12 +9,11 @@ and so is any run of them: with the run so far  x -> A x + D m + b,  the mean is
     A' = M A,   D' = M D + N (A + D),   b' = (M + N) b + o
 """
 
-import dataclasses
 import math
 
-from .._check import require, require_number
-from .._keras import serializable, tf
-from ._op import Op, between
+from .._check import FLAG, ListOf, Number, require
+from .._keras import tf
+from ._op import PROBABILITY, TURN, Op, Range, Tensors, between, operation
 
 LUMA = (0.299, 0.587, 0.114)             # Rec. 601
 
@@ -98,8 +97,8 @@ def _quarter_turn():
     return tf.cast(tf.linalg.solve(to_yiq, turn @ to_yiq), tf.float32)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 1, do="For 0.8 to 1.2 times write (0.2, multiply=True)."), probability=PROBABILITY,
+           multiply=FLAG)
 class Brightness(Op):
     """Brightness: adds factor * (high - low of the value range), or multiplies by 1 + factor.
 
@@ -121,23 +120,16 @@ class Brightness(Op):
       151.0
     """
 
-    factor: float | tuple[float, float] = 0.2
+    factor: float | tuple[float, float] = (-0.2, 0.2)
     probability: float = 1.0
     multiply: bool = False
     mixing = centering = False
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=1, remedy="For 0.8 to 1.2 times write (0.2, multiply=True).")
-        self._check_probability()
-        require(isinstance(self.multiply, bool), "augment.Brightness: `multiply` must be True or False",
-                multiply=self.multiply)
-
-    def affine(self, u, channels, low, high):
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         return brightness(between(u[:, 1], self.factor), channels, low, high, self.multiply)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 10, relative=True), probability=PROBABILITY)
 class Contrast(Op):
     """Stretches or squeezes colors about each channel's mean m: m + (1 + factor) * (x - m).
 
@@ -155,20 +147,15 @@ class Contrast(Op):
       [125.0, 175.0]
     """
 
-    factor: float | tuple = 0.2
+    factor: float | tuple[float, float] = (-0.2, 0.2)
     probability: float = 1.0
     mixing = False
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=10, relative=True)
-        self._check_probability()
-
-    def affine(self, u, channels, low, high):
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         return contrast(1 + between(u[:, 1], self.factor), channels)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 10, relative=True), probability=PROBABILITY)
 class Saturation(Op):
     """Moves colors away from or towards their gray g (Rec. 601): g + (1 + factor) * (x - g).
 
@@ -188,21 +175,16 @@ class Saturation(Op):
       [60, 60, 60]
     """
 
-    factor: float | tuple = 0.2
+    factor: float | tuple[float, float] = (-0.2, 0.2)
     probability: float = 1.0
     centering = False
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=10, relative=True)
-        self._check_probability()
-
-    def affine(self, u, channels, low, high):
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         require_colors(self, channels)
         return saturation(1 + between(u[:, 1], self.factor), channels)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 1, do=TURN), probability=PROBABILITY)
 class Hue(Op):
     """Turns colors about the gray axis, in the I-Q plane of NTSC: gray and luma stay.
 
@@ -223,15 +205,11 @@ class Hue(Op):
       [87, 107, 127]
     """
 
-    factor: float | tuple = 0.05
+    factor: float | tuple[float, float] = (-0.05, 0.05)
     probability: float = 1.0
     centering = False
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=1, remedy="It is a fraction of a full turn: 15 degrees are 15 / 360.")
-        self._check_probability()
-
-    def affine(self, u, channels, low, high):
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         require_colors(self, channels)
         return hue(between(u[:, 1], self.factor) * (2 * math.pi), channels)
 
@@ -241,8 +219,7 @@ def require_colors(op, channels):
             channels=channels, do="Leave it out, or convert the images to RGB.")
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(mean=Number() | ListOf(Number()), std=Number(above=0) | ListOf(Number(above=0)))
 class Normalize(Op):
     """Turns the finished image into (x - mean) / std, also when not training; comes after all other operations.
 
@@ -259,19 +236,16 @@ class Normalize(Op):
       [1.0, 0.0, -2.0]
     """
 
-    mean: float | tuple
-    std: float | tuple
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
     draws = 0
 
     def __post_init__(self):
         for name in ("mean", "std"):
             value = getattr(self, name)
-            values = tuple(value) if isinstance(value, tuple | list) else (value,)
-            for number in values:
-                require_number(name, number, **({"above": 0} if name == "std" else {}))
-            object.__setattr__(self, name, tuple(float(number) for number in values))
+            object.__setattr__(self, name, tuple(map(float, value if isinstance(value, tuple | list) else (value,))))
 
-    def apply(self, images):
+    def apply(self, images: tf.Tensor) -> tf.Tensor:
         """(x - mean) / std of float32[batch, height, width, channels]."""
         channels = images.shape[3]
         require({len(self.mean), len(self.std)} <= {1, channels},

@@ -71,7 +71,7 @@ def element_of(parts):
 def _from_keys(batch):
     """The Element of a dict with the keys of KEYS."""
     unknown = [key for key in batch if key not in KEYS]
-    require(not unknown, f"augment.Pipeline: a dict with `images` has the keys {', '.join(KEYS)}", keys=list(batch),
+    require(not unknown, f"a dict with `images` has the keys {', '.join(KEYS)}", keys=list(batch),
             do="Leave the others out, or zip them to the result.")
     batch = {key: _tensors(value) for key, value in batch.items()}
     place = {key: number for number, key in enumerate(batch)}
@@ -79,13 +79,13 @@ def _from_keys(batch):
     boxes = next((place[key] for key in BOXES if key in batch), None)
     for key in MASKS:
         require(key not in batch or batch[key].shape.rank in (3, 4),
-                "augment.Pipeline: masks are [batch, height, width] or have one more axis",
+                "masks are [batch, height, width] or have one more axis",
                 shape=key in batch and tuple(batch[key].shape))
     leaves = list(batch.values())
     if boxes is not None:
         leaves[boxes] = tf.cast(leaves[boxes], tf.float32)
         require(leaves[boxes].shape.rank == 3 and leaves[boxes].shape[2] == 4,
-                "augment.Pipeline: boxes are [batch, n, 4]", shape=tuple(leaves[boxes].shape))
+                "boxes are [batch, n, 4]", shape=tuple(leaves[boxes].shape))
     return Element(place, leaves, place["images"], place.get("labels"), maps, boxes,
                    mixable=not maps and boxes is None)
 
@@ -103,13 +103,13 @@ def _only_image(inputs, structure):
     """The place of the one input that is images."""
     if isinstance(structure, dict):
         boxes = [key for key in structure if "box" in str(key)]
-        require(not boxes, "augment.Pipeline moves boxes only in a dict with `images` and `boxes`", keys=boxes,
+        require(not boxes, "boxes are moved only in a dict with `images` and `boxes`", keys=boxes,
                 do='Pass {"images": images, "boxes": boxes}.')
     found = [place for place, leaf in enumerate(inputs) if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 4
              and (leaf.dtype == tf.uint8 or leaf.dtype.is_floating)]
     if len(inputs) == 1:
         return 0
-    require(len(found) == 1, "augment.Pipeline needs exactly one input that is images [batch, height, width, channels]",
+    require(len(found) == 1, "it needs exactly one input that is images [batch, height, width, channels]",
             shapes=[tuple(leaf.shape) for leaf in inputs], do="Map the pipeline over a data set of these images alone, "
             "and zip the other inputs to it.")
     return found[0]

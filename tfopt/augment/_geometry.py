@@ -6,12 +6,11 @@ y down; only its upper two rows are kept, as six tensors of shape [batch] (a, b,
     x_old = a x + b y + c,   y_old = d x + e y + f
 """
 
-import dataclasses
 import math
 
-from .._check import require, require_number
-from .._keras import serializable, tf
-from ._op import Op, between
+from .._check import OneOf, Whole, require
+from .._keras import tf
+from ._op import PROBABILITY, TURN, Op, Range, Tensors, between, operation
 
 FILL_MODES = ("reflect", "constant", "nearest", "wrap")
 
@@ -141,8 +140,7 @@ def move_boxes(boxes, matrix, old, new):
     return tf.stack(ends, axis=2)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(mode=OneOf("horizontal", "vertical", "horizontal_and_vertical"), probability=PROBABILITY)
 class Flip(Op):
     """Mirrors images.
 
@@ -164,23 +162,17 @@ class Flip(Op):
     mode: str = "horizontal"
     probability: float = 0.5
 
-    def __post_init__(self):
-        modes = ("horizontal", "vertical", "horizontal_and_vertical")
-        require(self.mode in modes, f"augment.Flip: `mode` must be one of {', '.join(modes)}", mode=self.mode)
-        self._check_probability()
-
-    def acts(self, u):
+    def acts(self, u: tf.Tensor) -> tf.Tensor:
         return u[:, 0] < 1                                    # each way decides for itself
 
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         one, zero = tf.ones_like(u[:, 0]), tf.zeros_like(u[:, 0])
         mirrored = [tf.where(u[:, axis] < self.probability, -one, one) if way in self.mode else one
                     for axis, way in enumerate(("horizontal", "vertical"))]
         return mirrored[0], zero, zero, zero, mirrored[1], zero
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 1, do=TURN), probability=PROBABILITY)
 class Rotate(Op):
     """Turns images about their center.
 
@@ -200,21 +192,17 @@ class Rotate(Op):
       [[2, 4], [1, 3]]
     """
 
-    factor: float | tuple = 15 / 360
+    factor: float | tuple[float, float] = (-15 / 360, 15 / 360)
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=1, remedy="It is a fraction of a full turn: 15 degrees are 15 / 360.")
-        self._check_probability()
-
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         angle = between(u[:, 1], self.factor) * (2 * math.pi)
         cos, sin, zero = tf.cos(angle), tf.sin(angle), tf.zeros_like(angle)
         return cos, -sin, zero, sin, cos, zero
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(height_factor=Range(-0.99, 10, relative=True), width_factor=Range(-0.99, 10, relative=True),
+           probability=PROBABILITY)
 class Zoom(Op):
     """Zooms in and out about the center.
 
@@ -234,26 +222,19 @@ class Zoom(Op):
       [0.0, 100.0, 100.0, 0.0]
     """
 
-    height_factor: float | tuple = 0.2
-    width_factor: float | tuple | None = None
+    height_factor: float | tuple[float, float] = (-0.2, 0.2)
+    width_factor: float | tuple[float, float] | None = None
     probability: float = 1.0
     draws = 3
 
-    def __post_init__(self):
-        self._set_range("height_factor", low=-0.99, high=10, relative=True)
-        if self.width_factor is not None:
-            self._set_range("width_factor", low=-0.99, high=10, relative=True)
-        self._check_probability()
-
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         tall = 1 + between(u[:, 1], self.height_factor)
         wide = tall if self.width_factor is None else 1 + between(u[:, 2], self.width_factor)
         zero = tf.zeros_like(tall)
         return wide, zero, zero, zero, tall, zero
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(height_factor=Range(-1, 1), width_factor=Range(-1, 1), probability=PROBABILITY)
 class Translate(Op):
     """Shifts images.
 
@@ -273,26 +254,19 @@ class Translate(Op):
       [0.0, 0.0, 1.0, 2.0]
     """
 
-    height_factor: float | tuple = 0.1
-    width_factor: float | tuple | None = None
+    height_factor: float | tuple[float, float] = (-0.1, 0.1)
+    width_factor: float | tuple[float, float] | None = None
     probability: float = 1.0
     draws = 3
 
-    def __post_init__(self):
-        self._set_range("height_factor", low=-1, high=1)
-        if self.width_factor is not None:
-            self._set_range("width_factor", low=-1, high=1)
-        self._check_probability()
-
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         down = between(u[:, 1], self.height_factor) * old[0]
         right = between(u[:, 2], self.width_factor or self.height_factor) * old[1]
         one, zero = tf.ones_like(down), tf.zeros_like(down)
         return one, zero, -right, zero, one, -down
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(x_factor=Range(-2, 2), y_factor=Range(-2, 2), probability=PROBABILITY)
 class Shear(Op):
     """Slants images about their center.
 
@@ -312,24 +286,18 @@ class Shear(Op):
       [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]
     """
 
-    x_factor: float | tuple = 0.1
-    y_factor: float | tuple = 0.0
+    x_factor: float | tuple[float, float] = (-0.1, 0.1)
+    y_factor: float | tuple[float, float] = (0.0, 0.0)
     probability: float = 1.0
     draws = 3
 
-    def __post_init__(self):
-        self._set_range("x_factor", low=-2, high=2)
-        self._set_range("y_factor", low=-2, high=2)
-        self._check_probability()
-
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         x, y = between(u[:, 1], self.x_factor), between(u[:, 2], self.y_factor)
         one, zero = tf.ones_like(x), tf.zeros_like(x)
         return compose((one, -x, zero, zero, one, zero), (one, zero, zero, -y, one, zero))
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(height=Whole(low=1), width=Whole(low=1), scale=Range(0.01, 1, number="up"))
 class Crop(Op):
     """Cuts a window out of each image, at a random place; the middle one when not training.
 
@@ -351,23 +319,17 @@ class Crop(Op):
 
     height: int
     width: int
-    scale: tuple | None = None
+    scale: tuple[float, float] | None = None
     draws = 5
     probability = 1.0
 
-    def __post_init__(self):
-        require_number("height", self.height, low=1, integer=True)
-        require_number("width", self.width, low=1, integer=True)
-        if self.scale is not None:
-            self._set_range("scale", low=0.01, high=1, around=False)
-
-    def size(self, old):
+    def size(self, old: tuple[int, int]) -> tuple[int, int]:
         require(self.scale or None in old or (self.height <= old[0] and self.width <= old[1]),
                 "augment.Crop: the window must fit into the images", window=(self.height, self.width), images=old,
                 do="Crop less, or put augment.Resize before it.")
         return self.height, self.width
 
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         if self.scale is None:
             return self._window(*(tf.floor(u[:, 1 + axis] * (room + 1)) - room / 2
                                   for axis, room in enumerate((old[0] - self.height, old[1] - self.width))))
@@ -378,7 +340,7 @@ class Crop(Op):
         return self._window((u[:, 3] - 0.5) * (old[0] - tall), (u[:, 4] - 0.5) * (old[1] - wide),
                             tall / self.height, wide / self.width)
 
-    def still(self, batch, old):
+    def still(self, batch: tf.Tensor, old: tuple[int, int]) -> Tensors:
         zero = tf.zeros(batch)
         if self.scale is None:
             return self._window(zero - (old[0] - self.height) % 2 / 2, zero - (old[1] - self.width) % 2 / 2)
@@ -391,8 +353,7 @@ class Crop(Op):
         return zero + wide, zero, right, zero, zero + tall, down
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(height=Whole(low=1), width=Whole(low=1))
 class Resize(Op):
     """Brings images to one size, with every other geometric operation around it in the same resample.
 
@@ -415,16 +376,12 @@ class Resize(Op):
     width: int
     probability = 1.0
 
-    def __post_init__(self):
-        require_number("height", self.height, low=1, integer=True)
-        require_number("width", self.width, low=1, integer=True)
-
-    def size(self, old):
+    def size(self, old: tuple[int, int]) -> tuple[int, int]:
         return self.height, self.width
 
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         return self.still(tf.shape(u)[:1], old)
 
-    def still(self, batch, old):
+    def still(self, batch: tf.Tensor, old: tuple[int, int]) -> Tensors:
         zero = tf.zeros(batch)
         return zero + old[1] / self.width, zero, zero, zero, zero + old[0] / self.height, zero

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
+import typing
 
 import numpy as np
 
-from .._check import require, require_number
-from .._keras import serializable, tf
-from ._op import Op, per_image
+from .._check import Number, Whole, require
+from .._keras import tf
+from ._op import PROBABILITY, Op, operation, per_image
 from ._pixels import inside_rectangle
 
 
@@ -51,13 +52,7 @@ class Mix(Op):
     probability: float = 1.0
     draws = 4
 
-    def __post_init__(self):
-        require_number("alpha", self.alpha, above=0, high=100)
-        if self.num_classes is not None:
-            require_number("num_classes", self.num_classes, low=2, integer=True)
-        self._check_probability()
-
-    def soft(self, labels):
+    def soft(self, labels: typing.Any) -> tf.Tensor:
         """Labels as float32 that can be mixed; whole numbers become one-hot."""
         name = f"augment.{type(self).__name__}"
         require(labels is not None, f"{name} needs labels, since it mixes them", labels=None,
@@ -81,7 +76,7 @@ class Mix(Op):
             tf.debugging.Assert(known, [message, labels])
         return tf.one_hot(labels, self.num_classes)
 
-    def share(self, u):
+    def share(self, u: tf.Tensor) -> tf.Tensor:
         """float32[batch]: how much of itself each image keeps, from Beta(alpha, alpha); 1 where it is left alone."""
         table = beta_quantiles(self.alpha)
         place = tf.acos(1 - 2 * u) * ((len(table) - 1) / math.pi)
@@ -89,13 +84,13 @@ class Mix(Op):
         at = tf.minimum(tf.cast(lower, tf.int32), len(table) - 2)
         return tf.gather(table, at) + (place - lower) * (tf.gather(table, at + 1) - tf.gather(table, at))
 
-    def mix(self, images, labels, u, key):
+    def mix(self, images: tf.Tensor, labels: tf.Tensor, u: tf.Tensor,
+            key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(images, labels) of a whole batch from float32 images, soft labels, numbers and keys of each example."""
         raise NotImplementedError
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(alpha=Number(above=0, high=100), num_classes=Whole(low=2), probability=PROBABILITY)
 class MixUp(Mix):
     """Blends each image with another of its batch, and their labels alike: share * x + (1 - share) * partner.
 
@@ -117,15 +112,15 @@ class MixUp(Mix):
     Reference: Zhang et al. 2017, mixup. https://arxiv.org/abs/1710.09412
     """
 
-    def mix(self, images, labels, u, key):
+    def mix(self, images: tf.Tensor, labels: tf.Tensor, u: tf.Tensor,
+            key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         partner = partners(key)
         share = tf.where(self.acts(u), self.share(u[:, 1]), 1.0)
         blend = per_image(share)
         return blend * images + (1 - blend) * tf.gather(images, partner), mix_labels(labels, partner, share)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(alpha=Number(above=0, high=100), num_classes=Whole(low=2), probability=PROBABILITY)
 class CutMix(Mix):
     """Pastes a rectangle of another image of the batch into each image; labels by the area that was in fact pasted.
 
@@ -151,7 +146,8 @@ class CutMix(Mix):
 
     alpha: float = 1.0
 
-    def mix(self, images, labels, u, key):
+    def mix(self, images: tf.Tensor, labels: tf.Tensor, u: tf.Tensor,
+            key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         height, width = images.shape[1:3]
         partner = partners(key)
         side = tf.sqrt(1 - tf.where(self.acts(u), self.share(u[:, 1]), 1.0))

@@ -4,9 +4,12 @@ import dataclasses
 import numbers
 import typing
 
-from .._check import require, require_number
-from .._keras import NotALayer, in_xla, tf
+from .._check import NO, Constraint, Number, Whole, checked
+from .._keras import NotALayer, in_xla, serializable, tf
 
+Tensors = tuple[tf.Tensor, ...]
+PROBABILITY = Number(low=0, high=1)
+TURN = "It is a fraction of a full turn: 15 degrees are 15 / 360."
 MOVES, RECOLORS, CHANGES = "matrix", "affine", "change"      # the three kinds, by the method that makes them
 
 
@@ -19,9 +22,10 @@ class Op(NotALayer):
     first decides with `probability` whether the operation acts on this image at all; an image it does not act on stays
     as it is, bit for bit. Nothing acts outside training, but for changes of size.
 
-    - `matrix(u, size)`: geometry. The six float32[batch] (a, b, c, d, e, f) that say where each pixel comes from, in
-      pixels from the center, x to the right and y down: `x_old = a x + b y + c`, `y_old = d x + e y + f`. It joins the
-      resample of its neighbors; masks, boxes and targets of the image's size are moved too.
+    - `matrix(u, old)`: geometry, from the (height, width) of the old image. The six float32[batch] (a, b, c, d, e, f)
+      that say where each pixel comes from, in pixels from the center, x to the right and y down:
+      `x_old = a x + b y + c`, `y_old = d x + e y + f`. It joins the resample of its neighbors; masks, boxes and targets
+      of the image's size are moved too.
     - `affine(u, channels, low, high)`: linear in the colors. (M, N, o) with `x -> M x + N mean + o`: float32
       [batch, channels, channels] twice and [batch, channels]; the mean is the image's own. It joins the color matrix of
       its neighbors.
@@ -78,35 +82,69 @@ class Op(NotALayer):
         """(height, width) of the new image, for geometry."""
         return old
 
-    def still(self, batch: tf.Tensor, old: tuple[int, int]) -> tuple[tf.Tensor, ...]:
+    def still(self, batch: tf.Tensor, old: tuple[int, int]) -> Tensors:
         """The matrix where nothing is random: outside training, for operations that change the size."""
         one, zero = tf.ones(batch), tf.zeros(batch)
         return one, zero, zero, zero, one, zero
 
-    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> tuple[tf.Tensor, ...]:
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         """What `change` needs of each image; `shape` is (height, width, channels)."""
         return ()
 
-    def _set_range(self, name, *, low, high, around=True, relative=False, remedy=""):
-        """Replaces a number f by (-f, f), or by (0, f) if not `around`; refuses what is not within low .. high.
 
-        A `relative` range is one of 1 + f, and (0.8, 1.2) was meant for another library's.
-        """
-        value = getattr(self, name)
-        pair = tuple(value) if isinstance(value, tuple | list) else (-value if around else 0, value) \
-            if isinstance(value, numbers.Real) else ()
-        caller = f"augment.{type(self).__name__}"
-        ok = len(pair) == 2 and all(isinstance(end, numbers.Real) and not isinstance(end, bool) for end in pair) \
-            and low <= pair[0] <= pair[1] <= high
-        require(ok, f"{caller}: `{name}` must be a number or a pair (low, high) within {low} .. {high}", do=remedy,
-                **{name: value})
-        require(not relative or not 0 < pair[0] < 1 < pair[1],
-                f"{caller}: `{name}` is what is added to 1, not a range around 1", **{name: value},
-                do=f"Write ({pair[0] - 1:g}, {pair[1] - 1:g}) for {pair[0]:g} to {pair[1]:g} times.")
-        object.__setattr__(self, name, tuple(float(end) for end in pair))
+class Range(Constraint):
+    """A pair (low, high) of which each image draws its value, or a number f that stands for one.
 
-    def _check_probability(self):
-        require_number("probability", self.probability, low=0, high=1)
+    Args:
+      low, high: what both ends lie within.
+      number: what f stands for: "around" (-f, f), "up" (0, f) or "both" (f, f).
+      relative: it is added to 1, and (0.8, 1.2) was meant for a library that multiplies by it.
+      whole: whole numbers only.
+      do: what to say of a value that does not fit.
+
+    Example:
+      >>> Range(-1, 1)(0.5), Range(0, 1, number="up")((0.1, 1)), Range(-1, 1)(2) is NO
+      ((-0.5, 0.5), (0.1, 1.0), True)
+    """
+
+    def __init__(self, low, high, *, number="around", relative=False, whole=False, do=""):
+        self.end, self.number, self.relative, self.do = (Whole if whole else Number)(low=low, high=high), number, \
+            relative, do
+        self.plain = int if whole else float
+        self.text = f"a number or a pair (low, high) within {low} .. {high}"
+
+    def __call__(self, value):
+        pair = tuple(value) if isinstance(value, tuple | list) else self._pair(value)
+        ends = [self.end(end) for end in pair]
+        if len(ends) != 2 or NO in ends or ends[0] > ends[1] or self._around_one(ends):
+            return NO
+        return tuple(map(self.plain, ends))
+
+    def _pair(self, value):
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return ()
+        return {"around": (-value, value), "up": (0, value), "both": (value, value)}[self.number]
+
+    def _around_one(self, ends):
+        return self.relative and 0 < ends[0] < 1 < ends[1]
+
+    def hint(self, value):
+        if isinstance(value, tuple | list) and len(value) == 2 and self._around_one(value):
+            low, high = value
+            return f"It is added to 1: write ({low - 1:g}, {high - 1:g}) for {low:g} to {high:g} times."
+        return self.do
+
+
+@typing.dataclass_transform(frozen_default=True)
+def operation(**constraints: Constraint) -> typing.Callable[[type], type]:
+    """Class decorator: a frozen dataclass whose arguments are checked, saved by Keras under `tfopt.augment`."""
+
+    def decorate(cls):
+        cls = dataclasses.dataclass(frozen=True)(cls)
+        cls.__init__ = checked(**constraints)(cls.__init__)
+        return serializable(cls)
+
+    return decorate
 
 
 def kind(op):

@@ -3,7 +3,7 @@
 import types
 import typing
 
-from .._check import require, require_number
+from .._check import FLAG, NO, Instance, ListOf, Number, OneOf, Rule, Whole, checked, require
 from .._keras import in_xla, keras, serializable, tf
 from . import _elements, _mix, _random
 from ._color import Normalize
@@ -11,6 +11,10 @@ from ._elements import element_of
 from ._geometry import FILL_MODES
 from ._op import Op, kind
 from ._program import Memory, Program, pad, resizes, to_dtype
+
+OPERATION = Instance(Op, text="an operation of tfopt.augment", do="Write for example [augment.Flip()].")
+ENDS = Rule("a pair (lowest, highest) of numbers",
+            lambda pair: ListOf(Number(), length=2)(pair) is not NO and pair[0] < pair[1])
 
 
 @serializable
@@ -74,26 +78,25 @@ class Pipeline(keras.layers.Layer):
       True
     """
 
+    @checked(ops=Instance(Op, text="an operation or a list of them") | ListOf(OPERATION, low=0), seed=Whole(),
+             fill_mode=OneOf(*FILL_MODES), value_range=ENDS, output_range=ENDS, fill_value=Number(), jit_compile=FLAG)
     def __init__(self, ops: Op | typing.Sequence[Op], *, seed: int = 0, fill_mode: str = "reflect",
                  value_range: tuple[float, float] = (0, 255), output_range: tuple[float, float] | None = None,
                  fill_value: float = 0.0, jit_compile: bool = True, **kwargs: typing.Any):
         super().__init__(**kwargs)
         ops = list(ops) if isinstance(ops, list | tuple) else [ops]
         for op in ops:
-            _require_op(op)
+            _require_kind(op)
         order = [2 if isinstance(op, _mix.Mix) else isinstance(op, Normalize) for op in ops]
         require(order == sorted(order) and order.count(1) <= 1,
-                "augment.Pipeline: Normalize comes after all other operations (once), and MixUp and CutMix after it",
+                "Normalize comes after all other operations (once), and MixUp and CutMix after it",
                 ops=[type(op).__name__ for op in ops], do="Move them to the end.")
-        require_number("seed", seed, integer=True)
-        require(fill_mode in FILL_MODES, f"`fill_mode` must be one of {', '.join(FILL_MODES)}", fill_mode=fill_mode)
-        require_number("fill_value", fill_value)
-        require(output_range is None or 1 not in order, "augment.Pipeline: Normalize decides on the range of the views",
+        require(output_range is None or 1 not in order, "Normalize decides on the range of the views",
                 output_range=output_range, do="Leave `output_range` or Normalize out.")
-        self.ops, self.seed, self.fill_mode, self.fill_value = ops, int(seed), fill_mode, float(fill_value)
-        self.value_range = _range("value_range", value_range)
-        self.output_range = output_range and _range("output_range", output_range)
-        self.jit_compile = bool(jit_compile)
+        self.ops, self.seed, self.fill_mode, self.fill_value = ops, seed, fill_mode, float(fill_value)
+        self.value_range = tuple(map(float, value_range))
+        self.output_range = output_range and tuple(map(float, output_range))
+        self.jit_compile = jit_compile
         self._made = types.SimpleNamespace(programs={}, memory=None)
 
     @property
@@ -101,11 +104,12 @@ class Pipeline(keras.layers.Layer):
         """Does a view depend on nothing but seed, epoch, index and image?"""
         return not any(isinstance(op, _mix.Mix) for op in self.ops)
 
-    def build(self, input_shape):
+    def build(self, input_shape: typing.Any) -> None:
         self.seen = self.add_weight(name="seen", shape=(), dtype="int64", initializer="zeros", trainable=False,
                                     aggregation="only_first_replica")
 
-    def call(self, inputs, training=None):
+    @checked()
+    def call(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
         element = element_of((inputs,))
         if not training:
             views, = self._augment(element, training=False)
@@ -117,17 +121,17 @@ class Pipeline(keras.layers.Layer):
         views, = self._augment(element, epoch=-1 - tf.cast(replica, tf.int64), index=start + tf.range(size))
         return views
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
         """The views of inputs whose size need not be known yet."""
         shape = self.compute_output_shape(keras.tree.map_structure(lambda x: x.shape, inputs))
         if isinstance(inputs, dict):
             return {key: keras.KerasTensor(shape[key], self._dtype_of(x.dtype) if key == "images" else x.dtype)
                     for key, x in inputs.items()}
-        require(len(inputs.shape) == 4, "augment.Pipeline takes batches of images [batch, height, width, channels]",
+        require(len(inputs.shape) == 4, "it takes batches of images [batch, height, width, channels]",
                 shape=inputs.shape)
         return keras.KerasTensor(shape, self._dtype_of(inputs.dtype))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: typing.Any) -> typing.Any:
         if isinstance(input_shape, dict):
             return {key: self.compute_output_shape(shape) if key in ("images", *_elements.MASKS) else shape
                     for key, shape in input_shape.items()}
@@ -136,7 +140,9 @@ class Pipeline(keras.layers.Layer):
             size = op.size(size) if resizes(op) else size
         return (input_shape[0], *size, *input_shape[3:])
 
-    def apply(self, images, labels=None, *, epoch, index, dtype=None):
+    @checked()
+    def apply(self, images: typing.Any, labels: typing.Any = None, *, epoch: typing.Any, index: typing.Any,
+              dtype: str | None = None) -> typing.Any:
         """Images, and labels if they were given, as they are seen in `epoch`.
 
         Args:
@@ -151,12 +157,13 @@ class Pipeline(keras.layers.Layer):
           images, or (images, labels) if labels were given; a dict for a dict.
         """
         require(labels is None or not isinstance(images, dict) or "images" not in images,
-                "augment.Pipeline.apply: labels go into the dict", labels=labels)
+                "labels go into the dict", labels=labels)
         parts = (images,) if labels is None else (images, labels)
         views = self._augment(element_of(parts), epoch=epoch, index=index, dtype=dtype)
         return views if len(views) > 1 else views[0]
 
-    def map(self, *element):
+    @checked()
+    def map(self, *element: typing.Any) -> typing.Any:
         """An element of a batched tf.data.Dataset, augmented: `dataset.batch(64).map(pipeline.map)`.
 
         Args:
@@ -171,8 +178,8 @@ class Pipeline(keras.layers.Layer):
             index, *element = element
         while len(element) == 1 and isinstance(element[0], tuple | list):
             element = element[0]
-        require(1 <= len(element) <= 3, "augment.Pipeline.map takes images, (images, labels), (images, labels, weights)"
-                " or a dict", parts=len(element))
+        require(1 <= len(element) <= 3, "it takes images, (images, labels), (images, labels, weights) or a dict",
+                parts=len(element))
         views = self._augment(element_of(element), index=index, counting=True)
         return views if len(views) > 1 else views[0]
 
@@ -202,19 +209,19 @@ class Pipeline(keras.layers.Layer):
     def _images(self, images, training):
         """The images, after all checks."""
         require(isinstance(images, tf.Tensor) and images.shape.rank == 4,
-                "augment.Pipeline takes batches of images [batch, height, width, channels]",
+                "it takes batches of images [batch, height, width, channels]",
                 shape=tuple(images.shape) if images.shape.rank is not None else None,
                 do="Call `batch` before `map`; give gray images a last axis of 1.")
         height, width, channels = images.shape[1:]
         changes = self.ops if training else [op for op in self.ops if resizes(op)]
         require(channels is not None and (None not in (height, width) or not changes),
-                "augment.Pipeline needs images of one known size", shape=tuple(images.shape),
+                "it needs images of one known size", shape=tuple(images.shape),
                 do="Resize them when they are decoded, or call `set_shape`.")
         require(not (height in (1, 3) and channels > 4 and width > 4),
-                "augment.Pipeline takes channels last: [batch, height, width, channels]", shape=tuple(images.shape),
+                "it takes channels last: [batch, height, width, channels]", shape=tuple(images.shape),
                 do="Transpose them: tf.transpose(images, (0, 2, 3, 1)).")
         require(images.dtype == tf.uint8 or images.dtype.is_floating,
-                "augment.Pipeline takes uint8 or floating images", dtype=images.dtype.name, do="Cast them.")
+                "it takes uint8 or floating images", dtype=images.dtype.name, do="Cast them.")
         require(images.dtype != tf.uint8 or self.value_range == (0.0, 255.0),
                 "uint8 images have the value range (0, 255)", value_range=self.value_range,
                 do="Leave `value_range` out, and choose the range of the views with `output_range`.")
@@ -227,7 +234,7 @@ class Pipeline(keras.layers.Layer):
         if index is None:
             return _random.fingerprint(images, self.jit_compile)
         index = tf.cast(index, tf.int64)
-        require(index.shape.is_compatible_with([count]), "augment.Pipeline: `index` has one number per image",
+        require(index.shape.is_compatible_with([count]), "`index` has one number per image",
                 index=tuple(index.shape), images=count)
         return pad(index, more)
 
@@ -265,34 +272,24 @@ class Pipeline(keras.layers.Layer):
             self._made.programs[key] = Program(ops, settings, key[0], result=result, random=training)
         return self._made.programs[key]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, typing.Any]:
         names = ("seed", "fill_mode", "value_range", "output_range", "fill_value", "jit_compile")
         return {**super().get_config(), **{name: getattr(self, name) for name in names},
                 "ops": [keras.saving.serialize_keras_object(op) for op in self.ops]}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, typing.Any]) -> "Pipeline":
         return cls(**{**config, "ops": [keras.saving.deserialize_keras_object(op) for op in config["ops"]]})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<augment.Pipeline {self.ops}, seed={self.seed}, value_range={self.value_range}>"
 
 
-def _require_op(op):
-    require(isinstance(op, Op), "augment.Pipeline takes operations of tfopt.augment", op=op,
-            do="Write for example augment.Pipeline([augment.Flip()]).", error=TypeError)
+def _require_kind(op):
     special = isinstance(op, _mix.Mix | Normalize)
     require(special or all(kind(part) for part in op.parts()),
-            f"augment.{type(op).__name__}: an operation has one of the methods `matrix`, `affine` and `change`",
-            op=type(op).__name__, do="See augment.Op.", error=TypeError)
-
-
-def _range(name, value):
-    ok = isinstance(value, tuple | list) and len(value) == 2
-    for end in value if ok else ():
-        require_number(name, end)
-    require(ok and value[0] < value[1], f"`{name}` must be a pair (lowest, highest)", **{name: value})
-    return tuple(float(end) for end in value)
+            "an operation must have one of the methods `matrix`, `affine` and `change`", op=op, do="See augment.Op.",
+            error=TypeError)
 
 
 def _soft_labels(element, mixes):
@@ -316,8 +313,8 @@ def _check_values(images, low, high):
     fractions = tf.reduce_any(seen != tf.round(seen))
     inside = (least >= low - slack) & (most <= high + slack)
     unlike = (most <= 1) & (least >= -1) & fractions if high > 2 else tf.constant(False)
-    for ok, rule in ((inside, "augment.Pipeline: the images must lie within `value_range`"),
-                     (~unlike, "augment.Pipeline: these images look like 0 .. 1 or -1 .. 1, not like `value_range`")):
+    for ok, rule in ((inside, "the images must lie within `value_range`"),
+                     (~unlike, "these images look like 0 .. 1 or -1 .. 1, not like `value_range`")):
         if tf.executing_eagerly():
             require(ok, rule, value_range=(low, high), found=(float(least), float(most)),
                     do="Say what they are with Pipeline(..., value_range=(lowest, highest)).")

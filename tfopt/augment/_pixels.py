@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import numbers
+from collections.abc import Callable
 
-from .._check import require, require_number
-from .._keras import serializable, tf
-from ._op import Op, between, per_image
+from .._check import Number, require
+from .._keras import tf
+from ._op import PROBABILITY, Op, Range, Tensors, between, operation, per_image
 
 
 def posterize(images, bits, low, high):
@@ -79,8 +79,7 @@ class Compiled(Op):
     compiled = True                      # XLA gains; for the others plain kernels are as good, on chosen images alone
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(bits=Range(1, 8, number="both", whole=True), probability=PROBABILITY)
 class Posterize(Compiled):
     """Reduces the number of gray levels per channel to 2 ** bits.
 
@@ -98,26 +97,18 @@ class Posterize(Compiled):
       [0, 64, 192]
     """
 
-    bits: int | tuple = 4
+    bits: int | tuple[int, int] = (4, 4)
     probability: float = 1.0
 
-    def __post_init__(self):
-        pair = tuple(self.bits) if isinstance(self.bits, tuple | list) else (self.bits, self.bits)
-        require(len(pair) == 2 and all(bits in range(1, 9) for bits in pair) and pair[0] <= pair[1],
-                "augment.Posterize: `bits` must be a whole number, or a pair (low, high) of them, within 1 .. 8",
-                bits=self.bits)
-        object.__setattr__(self, "bits", tuple(int(bits) for bits in pair))
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         return (tf.cast(tf.floor(between(u[:, 1], (self.bits[0], self.bits[1] + 1))), tf.int32),)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return posterize(images, *parameters, low, high)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(threshold=Range(0, 1, number="both"), probability=PROBABILITY)
 class Solarize(Compiled):
     """Inverts all values from a threshold on.
 
@@ -135,24 +126,18 @@ class Solarize(Compiled):
       [100, 55]
     """
 
-    threshold: float | tuple = (0.0, 1.0)
+    threshold: float | tuple[float, float] = (0.0, 1.0)
     probability: float = 1.0
 
-    def __post_init__(self):
-        if isinstance(self.threshold, numbers.Real):
-            object.__setattr__(self, "threshold", (self.threshold, self.threshold))
-        self._set_range("threshold", low=0, high=1)
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         return (between(u[:, 1], self.threshold),)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return solarize(images, low + parameters[0] * (high - low), low, high)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(probability=PROBABILITY)
 class AutoContrast(Compiled):
     """Stretches each channel of each image to the whole value range; a flat channel stays as it is.
 
@@ -171,15 +156,12 @@ class AutoContrast(Compiled):
 
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._check_probability()
-
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return autocontrast(images, low, high)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(probability=PROBABILITY)
 class Equalize(Op):
     """Spreads the gray levels of each channel evenly (histogram equalization on 256 levels, as Pillow does).
 
@@ -200,15 +182,12 @@ class Equalize(Op):
 
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._check_probability()
-
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return equalize(images, low, high)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(factor=Range(-1, 10, relative=True), probability=PROBABILITY)
 class Sharpness(Op):
     """Sharpens (factor > 0) or smooths (factor < 0): s + (1 + factor) * (x - s), with s the smoothed image, as Pillow.
 
@@ -227,22 +206,18 @@ class Sharpness(Op):
       50.0
     """
 
-    factor: float | tuple = 0.5
+    factor: float | tuple[float, float] = (-0.5, 0.5)
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._set_range("factor", low=-1, high=10, relative=True)
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         return (1 + between(u[:, 1], self.factor),)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return sharpen(images, *parameters)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(sigma=Range(0, 20, number="up"), probability=PROBABILITY)
 class Blur(Op):
     """Blurs with a Gaussian, cut at three times the largest sigma.
 
@@ -261,25 +236,21 @@ class Blur(Op):
       15.9
     """
 
-    sigma: float | tuple = 1.0
+    sigma: float | tuple[float, float] = (0.0, 1.0)
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._set_range("sigma", low=0, high=20, around=False)
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         require(math.ceil(3 * self.sigma[1]) <= min(shape[:2]),
                 "augment.Blur: three times `sigma` must fit into the images", sigma=self.sigma, images=shape[:2],
                 do="Lower `sigma`.")
         return (between(u[:, 1], self.sigma),)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         return blur(images, *parameters, math.ceil(3 * self.sigma[1]))
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(stddev=Range(0, 1, number="up"), probability=PROBABILITY)
 class Noise(Compiled):
     """Adds Gaussian noise, drawn for each value by itself (cut at 4.2 standard deviations).
 
@@ -298,24 +269,21 @@ class Noise(Compiled):
       0.1
     """
 
-    stddev: float | tuple = 0.05
+    stddev: float | tuple[float, float] = (0.0, 0.05)
     probability: float = 1.0
 
-    def __post_init__(self):
-        self._set_range("stddev", low=0, high=1, around=False)
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         return (between(u[:, 1], self.stddev),)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         place = tf.clip_by_value(2 * noise() - 1, 2.0**-15 - 1, 1 - 2.0**-15)     # beyond, erfinv loses its digits
         normal = math.sqrt(2) * tf.math.erfinv(place)
         return images + per_image(parameters[0] * (high - low)) * normal
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(scale=Range(0, 1, number="up"), ratio=Range(0.1, 10, number="both"), fill_value=Number(),
+           probability=PROBABILITY)
 class Erase(Compiled):
     """Covers a rectangle of each image (random erasing, cutout). Masks and boxes stay as they are.
 
@@ -337,25 +305,19 @@ class Erase(Compiled):
     Reference: Zhong et al. 2017, Random Erasing Data Augmentation. https://arxiv.org/abs/1708.04896
     """
 
-    scale: float | tuple = (0.02, 0.33)
-    ratio: tuple = (0.3, 3.3)
+    scale: float | tuple[float, float] = (0.02, 0.33)
+    ratio: float | tuple[float, float] = (0.3, 3.3)
     fill_value: float | None = None
     probability: float = 1.0
     draws = 5
 
-    def __post_init__(self):
-        self._set_range("scale", low=0, high=1, around=False)
-        self._set_range("ratio", low=0.1, high=10)
-        if self.fill_value is not None:
-            require_number("fill_value", self.fill_value)
-        self._check_probability()
-
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         area = between(u[:, 1], self.scale) * (shape[0] * shape[1])
         ratio = tf.exp(between(u[:, 2], [math.log(end) for end in self.ratio]))
         return place_rectangle(tf.sqrt(area * ratio), tf.sqrt(area / ratio), u[:, 3], u[:, 4], shape)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         cover = low + noise() * (high - low) if self.fill_value is None else float(self.fill_value)
         return tf.where(inside_rectangle(parameters, images.shape[1:3]), cover, images)
 

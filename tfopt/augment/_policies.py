@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
-from .._check import require_number
-from .._keras import serializable, tf
+from .._check import Number, Whole
+from .._keras import tf
 from . import _color, _geometry, _pixels
-from ._op import Op, only
+from ._op import Op, Tensors, only, operation
 
 OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
        "sharpness", "posterize", "solarize", "autocontrast", "equalize")
@@ -23,20 +24,20 @@ class Policy(Op):
     """Base of the policies: `rounds` operations per image, of strengths up to `limits`."""
 
     @property
-    def draws(self):
+    def draws(self) -> int:
         return 3 * self.rounds
 
-    def acts(self, u):
+    def acts(self, u: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(u[:, 0], tf.bool)
 
-    def parts(self):
+    def parts(self) -> list[Op]:
         """What the pipeline carries out: first all geometry, then the colors round by round."""
         parts = [_Moves(self)]
         for turn in range(self.rounds):
             parts += [part(self, turn) for part in (_Colors, _Tones, _Rest)]
         return parts
 
-    def drawn(self, u, turn):
+    def drawn(self, u: tf.Tensor, turn: int) -> tuple[Callable[[str], tf.Tensor], tf.Tensor, tf.Tensor]:
         """What an image does in one round: `chosen(name)` -> bool[batch], strength 0 to 1 and sign, float32[batch]."""
         choice = tf.cast(tf.floor(u[:, 3 * turn] * len(OPS)), tf.int32)
         sign = tf.where(u[:, 3 * turn + 1] < 0.5, -1.0, 1.0)
@@ -49,13 +50,13 @@ class _Part(Op):
     turn: int = 0
 
     @property
-    def draws(self):
+    def draws(self) -> int:
         return self.policy.draws
 
-    def acts(self, u):
+    def acts(self, u: tf.Tensor) -> tf.Tensor:
         return self.policy.acts(u)
 
-    def signed(self, u, name):
+    def signed(self, u: tf.Tensor, name: str) -> tf.Tensor:
         """float32[batch]: how far an image goes with an operation that has two directions; 0 if it did not draw it."""
         chosen, strength, sign = self.policy.drawn(u, self.turn)
         return tf.where(chosen(name), sign * strength * self.policy.limits[name], 0.0)
@@ -63,7 +64,7 @@ class _Part(Op):
 
 @dataclasses.dataclass(frozen=True)
 class _Moves(_Part):
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         matrices = [_Move(self.policy, turn).matrix(u, old) for turn in range(self.policy.rounds)]
         for second in matrices[1:]:
             matrices[0] = _geometry.compose(matrices[0], second)
@@ -72,7 +73,7 @@ class _Moves(_Part):
 
 @dataclasses.dataclass(frozen=True)
 class _Move(_Part):
-    def matrix(self, u, old):
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
         angle = self.signed(u, "rotate") * (math.pi / 180)
         cos, sin = tf.cos(angle), tf.sin(angle)
         return (cos, self.signed(u, "shear_x") - sin, self.shift(u, "translate_x", old[1]),
@@ -86,7 +87,7 @@ class _Move(_Part):
 
 @dataclasses.dataclass(frozen=True)
 class _Colors(_Part):
-    def affine(self, u, channels, low, high):
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         _color.require_colors(self.policy, channels)
         return _color.compose([_color.brightness(self.signed(u, "brightness"), channels, low, high),
                                 _color.saturation(1 + self.signed(u, "saturation"), channels),
@@ -97,13 +98,14 @@ class _Colors(_Part):
 class _Tones(_Part):
     compiled = True
 
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         chosen, strength, _ = self.policy.drawn(u, self.turn)
         bits = 8 - tf.cast(tf.round(strength * self.policy.limits["posterize"]), tf.int32)
         threshold = 1 - strength * self.policy.limits["solarize"]
         return tf.where(chosen("posterize"), bits, 8), tf.where(chosen("solarize"), threshold, 2.0)
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         bits, threshold = parameters
         return _pixels.solarize(_pixels.posterize(images, bits, low, high), low + threshold * (high - low), low, high)
 
@@ -114,23 +116,23 @@ class _Rest(_Part):
 
     names = ("autocontrast", "equalize", "sharpness")
 
-    def acts(self, u):
+    def acts(self, u: tf.Tensor) -> tf.Tensor:
         chosen = self.policy.drawn(u, self.turn)[0]
         return chosen(self.names[0]) | chosen(self.names[1]) | chosen(self.names[2])
 
-    def parameters(self, u, shape):
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
         chosen = self.policy.drawn(u, self.turn)[0]
         return chosen("autocontrast"), chosen("equalize"), 1 + self.signed(u, "sharpness")
 
-    def change(self, images, parameters, *, noise, low, high):
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
         stretched, equalized, scale = parameters
         images = only(stretched, lambda some: _pixels.autocontrast(some, low, high), images)
         images = only(equalized, lambda some: _pixels.equalize(some, low, high), images)
         return only(scale != 1, lambda some, scale: _pixels.sharpen(some, scale), images, scale)
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation(num_ops=Whole(low=1, high=8), factor=Number(low=0, high=1))
 class RandAugment(Policy):
     """Each image draws `num_ops` operations of one fixed strength.
 
@@ -159,20 +161,15 @@ class RandAugment(Policy):
     factor: float = 0.3
     limits = _LIMITS
 
-    def __post_init__(self):
-        require_number("num_ops", self.num_ops, low=1, high=8, integer=True)
-        require_number("factor", self.factor, low=0, high=1)
-
     @property
-    def rounds(self):
+    def rounds(self) -> int:
         return self.num_ops
 
-    def strength(self, u):
+    def strength(self, u: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(u) * self.factor
 
 
-@serializable
-@dataclasses.dataclass(frozen=True)
+@operation()
 class TrivialAugment(Policy):
     """Each image draws one operation and its strength: nothing to tune.
 
@@ -191,5 +188,5 @@ class TrivialAugment(Policy):
     rounds = 1
     limits = _WIDE
 
-    def strength(self, u):
+    def strength(self, u: tf.Tensor) -> tf.Tensor:
         return u

@@ -4,12 +4,13 @@ import os
 import typing
 
 from .. import _plots
-from .._check import require_number
+from .._check import PATH, Instance, Whole, checked
 from .._keras import tf
 from ._color import Normalize
 from ._pipeline import Pipeline
 
 
+@checked(pipeline=Instance(Pipeline, text="an augment.Pipeline"), path=PATH, views=Whole(low=1, high=20))
 def preview(pipeline: Pipeline, images: typing.Any, path: str | os.PathLike | None = None, *,
             views: int = 6) -> _plots.Figure:
     """A grid of augmented images: a row for each image, first the original, then its views of epochs 0, 1, 2 ...
@@ -36,7 +37,6 @@ def preview(pipeline: Pipeline, images: typing.Any, path: str | os.PathLike | No
       >>> len(figure.axes)
       4
     """
-    require_number("views", views, low=1, high=20, integer=True)
     shown = [op for op in pipeline.ops if not isinstance(op, Normalize)]
     visible = Pipeline(shown, seed=pipeline.seed, fill_mode=pipeline.fill_mode, fill_value=pipeline.fill_value,
                        value_range=pipeline.value_range, jit_compile=pipeline.jit_compile)
