@@ -103,15 +103,17 @@ def test_a_greedy_soup_leaves_out_what_hurts():
     assert len(tried) == 4 + 3
 
 
-def test_statistics_are_those_of_the_data(rng):
-    x, _ = batch(rng, 96)
+def test_a_batch_norm_update_gives_the_moments_of_the_data(rng):
+    """Sorted, with a short last batch: neither the batches' means nor their number may count."""
+    x = np.sort(batch(rng, 150)[0], axis=0) * 5
     model = dense(normalize=True)
     before = snapshot([model])[0]
     found = average.update_batch_norm(model, x)
     layer = next(layer for layer in found.layers if isinstance(layer, keras.layers.BatchNormalization))
-    hidden = (np.float64(x) @ before[0] + before[1]).reshape(3, 32, -1)
-    np.testing.assert_allclose(layer.moving_mean, hidden.mean(1).mean(0), atol=1e-6)
-    np.testing.assert_allclose(layer.moving_variance, hidden.var(1).mean(0), atol=1e-5)
+    hidden = np.float64(x) @ before[0] + before[1]
+    np.testing.assert_allclose(layer.moving_mean, hidden.mean(0), atol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, hidden.var(0), rtol=1e-5)
+    assert not np.allclose(hidden[:128].reshape(2, 64, -1).var(1).mean(0), hidden.var(0), rtol=0.1)   # control
     assert layer.momentum == 0.99
     assert all(map(np.array_equal, snapshot([model])[0], before))
     for mine, theirs in zip(found.variables, model.variables, strict=True):              # the dropout's state too
@@ -191,17 +193,19 @@ def test_two_devices_equal_one(run_python):
 
 
 REFUSED = {
-    "one model": (lambda: average.outputs([dense()]), "two or more models"),
-    "no list": (lambda: average.weights(dense()), "two or more models"),
+    "one model": (lambda: average.outputs([dense()]), "a list of at least 2"),
+    "no list": (lambda: average.weights(dense()), "a list of at least 2"),
     "unbuilt": (lambda: average.outputs([dense(), keras.Sequential([keras.layers.Dense(3)])]), "needs a built"),
     "other outputs": (lambda: average.outputs([dense(), dense(classes=4)]), "the same inputs and outputs"),
     "other weights": (lambda: average.weights([dense(), dense(8)]), "the same weights"),
     "count": (lambda: average.outputs([dense(), dense()], weights=[1]), "one number for each model"),
-    "negative": (lambda: average.outputs([dense(), dense()], weights=[1, -1]), "`weights` must be a number > 0"),
-    "score": (lambda: average.weights([dense(), dense()], score=lambda model: float("nan")), r"`score\(model\)`"),
+    "negative": (lambda: average.outputs([dense(), dense()], weights=[1, -1]), "each element a number > 0"),
+    "score": (lambda: average.weights([dense(), dense()], score=lambda model: float("nan")),
+              r"`score\(model\)` must be a number"),
     "start": (lambda: average.SWA(-1, 1), "`start`"), "every": (lambda: average.SWA(0, 0), "`every`"),
     "momentum": (lambda: average.SWA(0, 1, momentum=1), "`momentum`"),
-    "no data": (lambda: average.update_batch_norm(dense(normalize=True), np.zeros((0, 4))), "needs data"),
+    "no data": (lambda: average.update_batch_norm(dense(normalize=True), np.zeros((0, 4))),
+                "average.update_batch_norm: .*data"),
 }
 
 
@@ -219,5 +223,78 @@ def test_swa_refuses_what_it_could_not_do(rng):
         model.fit(x, y, callbacks=[average.SWA(100, 1)], verbose=0)
     model = dense(normalize=True)
     model.compile("sgd", SPARSE)
-    with pytest.raises(ValueError, match="needs `data` for a model with batch normalisation"):
+    with pytest.raises(ValueError, match="needs `data` for a model with batch normalization"):
         model.fit(x, y, callbacks=[average.SWA(0, 1)], verbose=0)
+
+
+def test_batch_norm_is_updated_wherever_it_is(rng):
+    """In a subclassed model, inside a layer, twice in one graph; masked steps do not count; frozen ones keep theirs."""
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.BatchNormalization()
+
+        def call(self, x):
+            return self.norm(x)
+
+    x = rng.normal(3, 2, size=(90, 4)).astype("float32")
+    net = Net()
+    net(x)
+    np.testing.assert_allclose(average.update_batch_norm(net, x).norm.moving_variance, np.float64(x).var(0), rtol=1e-5)
+
+    inputs, norm = keras.Input((4,)), keras.layers.BatchNormalization(name="shared")
+    twice = keras.Model(inputs, norm(inputs) + norm(inputs * 3.0))
+    both = np.concatenate([np.float64(x), 3 * np.float64(x)])
+    np.testing.assert_allclose(average.update_batch_norm(twice, x).get_layer("shared").moving_mean, both.mean(0),
+                               rtol=1e-5)
+
+    steps = rng.normal(2, 1, size=(20, 6, 3)).astype("float32")
+    steps[::2, 3:] = 0
+    masked = keras.Sequential([keras.Input((6, 3)), keras.layers.Masking(), keras.layers.BatchNormalization()])
+    real = np.float64(steps)[(steps != 0).any(-1)]
+    found = average.update_batch_norm(masked, steps).layers[1]
+    np.testing.assert_allclose(found.moving_mean, real.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.moving_variance, real.var(0), rtol=1e-5)
+    masked.layers[1].trainable = False
+    np.testing.assert_array_equal(average.update_batch_norm(masked, steps).layers[1].moving_mean, np.zeros(3))
+
+
+def adam(**options):
+    return keras.optimizers.Adam(0.05, **options)
+
+
+@pytest.mark.parametrize("optimizer", [
+    lambda: adam(gradient_accumulation_steps=2), lambda: keras.optimizers.LossScaleOptimizer(adam()),
+    lambda: keras.optimizers.ScheduleFreeAdamW(0.05), lambda: keras.optimizers.Muon(0.05),
+    lambda: adam(use_ema=True, ema_momentum=0.9)], ids=["accumulation", "loss scale", "schedule free", "muon", "ema"])
+def test_swa_counts_the_steps_of_every_optimizer(rng, optimizer):
+    x, y = batch(rng)
+    model, recorder = dense(), Recorder()
+    model.compile(optimizer(), SPARSE)
+    swa = average.SWA(1, 1)
+    model.fit(x, y, batch_size=16, epochs=2, callbacks=[recorder, swa], verbose=0)
+    every = 2 if model.optimizer.gradient_accumulation_steps else 1
+    assert swa.count == 8 // every
+    expected = np.mean([weights[0] for weights in recorder.weights[every::every]], 0)
+    np.testing.assert_allclose(model.trainable_variables[0], expected, atol=1e-6)
+
+
+def test_two_inputs_are_not_an_input_and_its_target(rng):
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    model = keras.Model([a, b], keras.layers.BatchNormalization(name="norm")(a + 2.0 * b))
+    x = rng.normal(size=(40, 3)).astype("float32"), rng.normal(size=(40, 3)).astype("float32")
+    found = average.update_batch_norm(model, x).get_layer("norm")
+    np.testing.assert_allclose(found.moving_mean, (np.float64(x[0]) + 2 * x[1]).mean(0), atol=1e-5)
+
+
+class Own(keras.Model):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + 100.0
+
+
+def test_a_soup_and_an_update_keep_the_class(rng):
+    inputs = keras.Input((4,))
+    model, (x, y) = Own(inputs, keras.layers.Dense(3)(keras.layers.BatchNormalization()(inputs))), batch(rng)
+    for made in (average.weights([model, model]), average.update_batch_norm(model, x)):
+        made.compile("sgd", SPARSE)
+        assert made.evaluate(x, y, verbose=0) > 100

@@ -1,9 +1,11 @@
 """Models: what one is, which layers `where` chooses, the one way to copy it, and the one comparison with the user's."""
 
+from .batch_norm import batch_moments, batch_normalizations
 from .comparison import compare, example_inputs, outputs_of, require_close
 from .copies import copy, recreate, transfer
-from .describe import describe, require_graph, require_model, scope_of
+from .describe import array_of, describe, require_graph, require_model, scope_of
 from .selection import layers, plan, select, table
 
-__all__ = ["compare", "copy", "describe", "example_inputs", "layers", "outputs_of", "plan", "recreate", "require_close",
-           "require_graph", "require_model", "scope_of", "select", "table", "transfer"]
+__all__ = ["array_of", "batch_moments", "batch_normalizations", "compare", "copy", "describe", "example_inputs",
+           "layers", "outputs_of", "plan", "recreate", "require_close", "require_graph", "require_model", "scope_of",
+           "select", "table", "transfer"]

@@ -42,6 +42,11 @@ def require_graph(model, caller):
     return graph
 
 
+def array_of(variable):
+    """A variable's value, on whatever device or devices it lives, also inside the scope of their strategy."""
+    return keras.ops.convert_to_numpy(tf.convert_to_tensor(variable.value))
+
+
 def scope_of(model):
     """A context in which new variables belong to the strategy the model was made in."""
     strategy = model.distribute_strategy

@@ -1,6 +1,7 @@
-"""Model averaging: ensembles, model soups, stochastic weight averaging (SWA)."""
+"""Averages of models: ensembles, weight averaging (soups, SWA), and batch-norm update."""
 
-from ._average import SWA, outputs, update_batch_norm, weights
+from ._ensemble import outputs, weights
+from ._swa import SWA, update_batch_norm
 
 __all__ = ["SWA", "outputs", "update_batch_norm", "weights"]
 
