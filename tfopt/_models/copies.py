@@ -134,6 +134,7 @@ def transfer(old, new, *, value=lambda variable: variable, dtype=None, changed=F
     """
     sources, targets, parts = old.variables, new.variables, _matching_parts(old, new)
     for one, part in parts:                                    # owners first: their flag overrules what they hold
+        part.name = part.name if changed else one.name
         if part.trainable != one.trainable:
             part.trainable = one.trainable
         if not changed and part.dtype_policy != _policy_for(one, dtype, {}):
