@@ -28,7 +28,7 @@ class ArgumentError(ValueError, TypeError):
 
 # ------------------------------------------------------------------------------------------------ refusals
 
-def refusal(rule: str, *, do: str = "", error: type[Exception] = ValueError, **received: Any) -> Exception:
+def refusal(rule: str, /, *, do: str = "", error: type[Exception] = ValueError, **received: Any) -> Exception:
     """The exception to raise: one sentence of the rule, what was received, what to do.
 
     A function that is `checked` puts its public name before it.
@@ -50,7 +50,7 @@ def refusal(rule: str, *, do: str = "", error: type[Exception] = ValueError, **r
     return exception
 
 
-def require(ok: Any, rule: str, *, do: str = "", error: type[Exception] = ValueError, **received: Any) -> None:
+def require(ok: Any, rule: str, /, *, do: str = "", error: type[Exception] = ValueError, **received: Any) -> None:
     """Raises `refusal(rule, ...)` unless `ok`.
 
     Example:

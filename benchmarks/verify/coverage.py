@@ -127,9 +127,9 @@ def network(name):
     row = {"network": name, "layers": len(model.layers)}
     for technique in (prune, cluster, quantize):
         table = technique.plan(model)
-        row[technique.__name__.split(".")[1]] = f"{(table.status == 'done').sum()} of {len(table)}"
+        row[technique.__name__.split(".")[1]] = f"{(table.status == 'selected').sum()} of {len(table)}"
     table = shrink.plan(model)
-    row["shrink"] = f"{table.channels[table.status == 'done'].sum()} of {table.channels.sum()} channels"
+    row["shrink"] = f"{table.channels[table.status == 'selected'].sum()} of {table.channels.sum()} channels"
     path = MEASURED / "networks.csv"
     pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
     print(row, flush=True)

@@ -105,7 +105,7 @@ def graphs():
         x = [rng.normal(size=shape).astype("float32") for shape in shapes]
         x = x if len(x) > 1 else x[0]
         options = {"keep": float(rng.choice([0.3, 0.5, 0.7])), "round_to": int(rng.choice([1, 4, 8])),
-                   "by": str(rng.choice(["l1", "l2", "fpgm", "random"]))}
+                   "importance": str(rng.choice(["l1", "l2", "fpgm", "random"]))}
         table = shrink.plan(model)
         row = {"seed": seed, **options, "layers": len(leaves(model)), "groups": table.group.max() + 1}
         if not row["groups"]:
@@ -159,7 +159,7 @@ RUNS = {                             # name: (epochs after the base, made from t
         shrink.channels(base, macs=0.5), train[0][:1000])),
     "shrunk, fine-tuned": (LATER, lambda base, train, seed: fit(shrink.channels(base, macs=0.5), train, LATER)),
     "random channels, fine-tuned": (LATER, lambda base, train, seed: fit(
-        shrink.channels(base, macs=0.5, by=shuffled(seed)), train, LATER)),
+        shrink.channels(base, macs=0.5, importance=shuffled(seed)), train, LATER)),
     "shrunk, distilled": (LATER, lambda base, train, seed: distilled(base, train)),
     "small from scratch": (LATER, lambda base, train, seed: fit(
         same_shape(shrink.channels(base, macs=0.5)), train, FIRST + LATER)),

@@ -10,13 +10,13 @@ from .._keras import keras, parts_of
 from .describe import array_of
 
 
-def batch_normalizations(model):
-    """The batch normalizations of a model, also those inside other layers, that are not frozen."""
+def batch_normalizations(model, *, frozen=False):
+    """The batch normalizations of a model, also those inside other layers; frozen ones only if asked for."""
     return [layer for layer in parts_of(model)
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+            if isinstance(layer, keras.layers.BatchNormalization) and (frozen or layer.trainable)]
 
 
-def batch_moments(model, batches):
+def batch_moments(model, batches, *, frozen=False):
     """{id(variable): float64 array} of the moving means and variances that `batches` of inputs give.
 
     Each layer normalizes by the moments of the batch, as in training; everything else runs as in inference. The
@@ -27,9 +27,9 @@ def batch_moments(model, batches):
     Args:
       model: a built model; nothing in it has changed when this returns.
       batches: batches of inputs as the model takes them.
+      frozen: frozen normalizations are measured too.
     """
-    totals = {}
-    layers = batch_normalizations(model)
+    totals, layers = {}, batch_normalizations(model, frozen=frozen)
     kept = [(variable, array_of(variable)) for layer in layers
             for variable in (layer.moving_mean, layer.moving_variance)]
     with contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def batch_moments(model, batches):
 @contextlib.contextmanager
 def _measured(layer, totals):
     """While it lasts, `layer` normalizes by the moments of the batch, and its `totals` are added up."""
-    own, momentum = layer.call, layer.momentum
+    own, momentum, trainable = layer.call, layer.momentum, layer.trainable
 
     def call(inputs, training=None, mask=None):
         outputs = own(inputs, training=True, mask=mask)
@@ -64,9 +64,9 @@ def _measured(layer, totals):
         totals[id(layer)] = tuple(a + count * b for a, b in zip(seen, (1, mean, variance + mean ** 2), strict=True))
         return outputs
 
-    layer.call, layer.momentum = call, 0.
+    layer.call, layer.momentum, layer.trainable = call, 0., True
     try:
         yield
     finally:
         del layer.call
-        layer.momentum = momentum
+        layer.momentum, layer.trainable = momentum, trainable

@@ -65,7 +65,7 @@ class Criterion:
 
 CRITERIA = {
     "l1": Criterion(l1), "l2": Criterion(l2), "random": Criterion(random),
-    "gamma": Criterion(gamma, lambda row: row.variable.path.endswith("/gamma"), "batch normalisation with a scale"),
+    "gamma": Criterion(gamma, lambda row: row.variable.path.endswith("/gamma"), "batch normalization with a scale"),
     "fpgm": Criterion(geometric_median, lambda row: len(row.variable.shape) > 1 and row.out),
 }
 
@@ -205,10 +205,11 @@ class Choice:
             if made or read:
                 score = np.asarray(criterion.formula(made, read), float)
                 require(score.shape == group.channels.shape and np.isfinite(score).all(),
-                        "shrink.channels: `by` must give one finite number per channel", channels=len(group.channels),
+                        "`importance` must give one finite number per channel", channels=len(group.channels),
                         returned=score.shape, do="Return an array of that length.")
                 judged.append((group, score))
-        require(judged, f"shrink.channels: this `by` needs {criterion.needs}", do="Choose another, such as by='l2'.")
+        require(judged, f"this `importance` needs {criterion.needs}",
+                do="Choose another, such as importance='l2'.")
         self.groups = [group for group, _ in judged]
         self._count()
         return [score for _, score in judged]

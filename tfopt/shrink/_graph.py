@@ -5,9 +5,8 @@ import math
 
 import numpy as np
 
+from .. import _models
 from .._keras import graph_of, keras, replay
-
-UNKNOWN_SPACE = 64                  # stands in for each dimension that the model leaves open; only MACs could tell
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,13 +38,6 @@ class Flow:
         if size is not None:
             shape[self.axis] = size
         return keras.KerasTensor((None, *shape), dtype=self.dtype)
-
-    def sample(self, batch):
-        """Random numbers for the tensor; zeros where it holds whole numbers, which may be indices."""
-        if not keras.backend.is_float_dtype(self.dtype):
-            return keras.ops.zeros((batch, *self.shape), self.dtype)
-        rng = np.random.default_rng(len(self.ids))
-        return keras.ops.cast(rng.normal(size=(batch, *self.shape)), self.dtype)
 
 
 @dataclasses.dataclass(eq=False)
@@ -214,8 +206,11 @@ def trace(model, rule):
         return replay(graph_of(owner), flows, operation)
 
     source = graph_of(model)
-    graph.inputs = [graph.fixed([UNKNOWN_SPACE if size is None else size for size in x.shape[1:]], "the model's input",
-                                x.dtype) for x in source.inputs]
+    sizes = [x.shape for x in source.inputs]
+    if any(None in shape[1:] for shape in sizes):          # as long as the model needs; only MACs could tell
+        sizes = [x.shape for x in keras.tree.flatten(_models.example_inputs(model))]
+    graph.inputs = [graph.fixed(shape[1:], "the model's input", x.dtype)
+                    for shape, x in zip(sizes, source.inputs, strict=True)]
     for flow in flows_in(replay(source, graph.inputs, operation)):
         graph.lock(flow.ids, "the model's output")
     return graph

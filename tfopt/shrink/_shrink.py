@@ -1,20 +1,28 @@
 """Fewer channels: a model that is really smaller and faster."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 
-from .. import _models
-from .._check import require, require_number
-from .._keras import graph_of, keras, replay, same_randomness, tf
+from .. import _data, _models
+from .._check import FUNCTION, MODEL, WHERE, Number, OneOf, Whole, checked, refusal, require
+from .._keras import graph_of, parts_of, same_randomness
+from .._typing import Data, Where
 from . import _choice, _graph, _rules
 
 __all__ = ["channels", "plan", "recalibrate", "register"]
 
 
-def channels(model, keep=None, *, macs=None, by="l2", round_to=8, where=None, data=None):
-    """A smaller model without the least important channels of each layer.
+@checked(model=MODEL, keep=Number(above=0, high=1), macs=Number(above=0, below=1), round_to=Whole(low=1), where=WHERE,
+         importance=OneOf(*_choice.CRITERIA, "taylor") | FUNCTION)
+def channels(model: keras.Model, keep: float | None = None, *, macs: float | None = None,
+             importance: str | Callable[[dict[Any, np.ndarray]], np.ndarray] = "l2", round_to: int = 8,
+             where: Where = None, data: Data | None = None) -> keras.Model:
+    """Structured pruning: a smaller model without the least important channels of each layer.
 
     Channels that an addition, a concatenation, a shared layer or a grouped convolution ties together go together. The
     result has the same inputs, outputs, layer names and kinds of layers, and computes what `model` would compute with
@@ -27,7 +35,7 @@ def channels(model, keep=None, *, macs=None, by="l2", round_to=8, where=None, da
       macs: share of the multiply-accumulates that may remain, in (0, 1): instead of `keep`. The same share of channels
         goes everywhere; then the room that rounding left is given to the most important channels. Layers without a
         rule (see `plan`) do not count.
-      by: how important a channel is.
+      importance: how important a channel is.
         "l1", "l2": norm of the kernel weights that make it times norm of those that read it.
         "gamma": absolute batch-normalisation scale; groups without one keep all channels.
         "taylor": (weight * gradient)^2 summed over its readers, on `data`; needs a compiled model.
@@ -36,8 +44,8 @@ def channels(model, keep=None, *, macs=None, by="l2", round_to=8, where=None, da
         A function `parts -> numbers`, where `parts` is {(variable path, axis): array (channels, weights)} and `numbers`
         one per channel of a group, the higher the more important.
       round_to: widths that change become multiples of this whole number, >= 1. Below 8 kernels get slower, not faster.
-      where: None | layer names | `layer -> bool`: layers whose own channels may go.
-      data: for by="taylor" alone: batches of (inputs, targets), as a tf.data.Dataset or a tuple of arrays.
+      where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
+      data: for importance="taylor" alone: inputs and targets, as arrays or a data set of batches.
 
     Returns:
       The new model, not compiled.
@@ -56,53 +64,51 @@ def channels(model, keep=None, *, macs=None, by="l2", round_to=8, where=None, da
     Reference: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023,
     https://arxiv.org/abs/2301.12900
     """
-    caller = "shrink.channels"
-    _models.require_graph(model, caller)
-    require((keep is None) != (macs is None), f"{caller} needs either `keep` or `macs`", keep=keep, macs=macs)
-    if keep is not None:
-        require_number("keep", keep, above=0, high=1)
-    else:
-        require_number("macs", macs, above=0, below=1)
-    require_number("round_to", round_to, low=1, integer=True)
-    require(callable(by) or by in (*_choice.CRITERIA, "taylor"),
-            f"{caller}: `by` must be a known criterion or a function", by=by,
-            do=f"The criteria are {', '.join(_choice.CRITERIA)} and taylor.")
-    require((by == "taylor") == (data is not None), f"{caller}: by='taylor' needs `data`, and nothing else uses it",
-            by=by, data=None if data is None else type(data).__name__)
-    require(by != "taylor" or model.compiled, f"{caller}: by='taylor' needs the loss of a compiled model",
+    _models.require_graph(model, "shrink.channels")
+    require((keep is None) != (macs is None), "pass either `keep` or `macs`", keep=keep, macs=macs)
+    require((importance == "taylor") == (data is not None),
+            "importance='taylor' needs `data`, and nothing else uses it", importance=importance,
+            data=None if data is None else type(data).__name__)
+    require(importance != "taylor" or model.compiled, "importance='taylor' needs the loss of a compiled model",
             do="Call model.compile(loss=...).")
-
     with same_randomness():
-        choice = _solve(model, where, int(round_to), caller)
-        require(choice.groups, f"{caller} found no channels that can go in {_models.describe(model)}",
+        choice = _solve(model, where, round_to, "shrink.channels")
+        require(choice.groups, f"found no channels that can go in {_models.describe(model)}",
                 do="shrink.plan(model) says why.")
-        scores = choice.judge(_criterion(by, model, data, choice.rows))
-        if keep is not None:
-            kept = choice.amounts(keep)
-        else:
-            whole, least = choice.macs(choice.sizes), choice.macs(choice.amounts(0))
-            require(least <= macs * whole, f"{caller} cannot reach this target", macs=macs,
-                    least_possible=math.ceil(1000 * least / whole) / 1000,
-                    do="Ask for more, lower `round_to`, or widen `where`.")
-            kept = choice.within(macs * whole, scores)
+        scores = choice.judge(_criterion(importance, model, data, choice.rows))
+        kept = choice.amounts(keep) if keep is not None else _within(choice, macs, scores)
+        if (kept == choice.sizes).all():
+            raise refusal("no channel would go", keep=keep, macs=macs, round_to=round_to,
+                          channels=choice.sizes.tolist()[:8], do="Ask for less, or lower `round_to`.")
         choice.keep(kept, scores)
         small = _rebuilt(model, choice)
         _check(model, small, choice)
     return small
 
 
-def plan(model, *, where=None):
-    """Which channels of each layer can go, and why the others cannot.
+def _within(choice, macs, scores):
+    """How many channels of each group stay for this share of the multiply-accumulates."""
+    whole, least = choice.macs(choice.sizes), choice.macs(choice.amounts(0))
+    require(least <= macs * whole, "cannot reach this target", macs=macs,
+            least_possible=math.ceil(1000 * least / whole) / 1000,
+            do="Ask for more, lower `round_to`, or widen `where`.")
+    return choice.within(macs * whole, scores)
+
+
+@checked(model=MODEL, where=WHERE)
+def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
+    """Plan of structured pruning: which channels of each layer can go, and why the others cannot.
 
     Args:
       model: a built functional or Sequential model; it is only read.
-      where: None | layer names | `layer -> bool`: layers whose own channels may go.
+      where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
 
     Returns:
       pandas.DataFrame with a row for every layer with a kernel, or several if its channels belong to different groups:
-      `layer`, `class`, `channels`, `group` (rows with the same number lose the same channels; -1 for none), `macs`
-      (multiply-accumulates per example), `status` ("done": channels can go; "skipped") and `why`. Layers without a rule
-      stand in it too, with 0 channels.
+      `layer`, `class`, `parameters` (its weights, divided among its rows), `affected` (those that go with some of its
+      channels), `channels`, `group` (rows with the same number lose the same channels; -1 for none), `macs`
+      (multiply-accumulates per example), `status` ("selected": channels can go; "skipped") and `why`. Layers without a
+      rule stand in it too, with 0 channels.
 
     Raises:
       TypeError: `model` is not a Keras 3 model.
@@ -111,10 +117,8 @@ def plan(model, *, where=None):
     Example:
       >>> model = keras.Sequential([keras.Input((8,), name="x"), keras.layers.Dense(64, name="hidden"),
       ...                           keras.layers.Dense(2, name="out")])
-      >>> plan(model)[["layer", "channels", "group", "status", "why"]]
-          layer  channels  group   status                 why
-      0  hidden        64      0     done
-      1     out         2     -1  skipped  the model's output
+      >>> plan(model)[["layer", "channels", "group", "status", "why"]].values.tolist()
+      [['hidden', 64, 0, 'selected', ''], ['out', 2, -1, 'skipped', "the model's output"]]
     """
     _models.require_graph(model, "shrink.plan")
     with same_randomness():
@@ -129,32 +133,41 @@ def plan(model, *, where=None):
         kinds = [(group_of.get(one, -1), choice.locked.get(one, "" if one in group_of else "all or none can go"))
                  for one in own.tolist()]
         if id(layer) in choice.graph.unknown:
-            kinds = [(-1, f"no rule for {type(layer).__name__} (see shrink.register)")]
+            kinds = [(-1, _without_rule(layer))]
         for group, why in dict.fromkeys(kinds):
-            rows.append({"layer": path, "class": type(layer).__name__,
+            share = kinds.count((group, why)) / len(kinds)
+            rows.append({"layer": path, "class": type(layer).__name__, "parameters": int(layer.count_params() * share),
+                         "affected": 0 if why else int(layer.count_params() * share),
                          "channels": kinds.count((group, why)) if len(own) else 0, "group": group,
-                         "macs": macs * kinds.count((group, why)) // len(kinds),
-                         "status": "skipped" if why else "done", "why": why})
-    return pd.DataFrame(rows, columns=["layer", "class", "channels", "group", "macs", "status", "why"])
+                         "macs": int(macs * share), "why": why})
+    return _models.table(rows, ["channels", "group", "macs"])
 
 
-def recalibrate(model, data):
-    """The model with batch-normalisation statistics measured anew on `data`, without labels or training.
+def _without_rule(layer):
+    inside = [part.name for part in parts_of(layer)[1:] if any(len(weight.shape) > 1 for weight in part.weights)]
+    where = f": its kernels are inside ({', '.join(inside[:4])}{' ...' if len(inside) > 4 else ''})" if inside else ""
+    return f"no rule for {type(layer).__name__}{where}; see shrink.register"
 
-    Means and variances of a shrunk network are no longer those that its batch normalisation remembers. One pass over
-    a few hundred examples, each layer fed by the corrected ones before it, gives much of the accuracy back.
+
+@checked(model=MODEL)
+def recalibrate(model: keras.Model, data: Data) -> keras.Model:
+    """Batch-norm update of a smaller network: the model with moving statistics measured anew, without training.
+
+    Means and variances of a shrunk network are no longer those that its batch normalization holds. One pass over a few
+    hundred examples, each layer fed by the corrected ones before it, gives much of the accuracy back. It is the update
+    of `average.update_batch_norm`, of frozen layers too.
 
     Args:
-      model: a built functional or Sequential model with batch normalisation; it is only read.
-      data: inputs as the model takes them in training: an array (or a tuple or dict of arrays, cut into batches of 64),
-        or a tf.data.Dataset of batches; targets are ignored.
+      model: a built model with batch normalization; it is only read.
+      data: inputs as the model takes them in training: arrays, cut into batches of 64, or a data set of batches;
+        targets are ignored.
 
     Returns:
       A new model, not compiled; everything but the moving statistics is as in `model`.
 
     Raises:
       TypeError: `model` is not a Keras 3 model.
-      ValueError: the model is subclassed, not built, or has no batch normalisation, or `data` is empty.
+      ValueError: the model is not built or has no batch normalization, or `data` is empty or does not fit it.
 
     Example:
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
@@ -162,46 +175,23 @@ def recalibrate(model, data):
       >>> ready.layers[0].moving_mean.numpy()
       array([2., 5.], dtype=float32)
     """
-    _models.require_graph(model, "shrink.recalibrate")
-    kind = keras.layers.BatchNormalization
-    require(any(isinstance(layer, kind) for layer in _models.layers(model).values()),
-            f"shrink.recalibrate needs a model with batch normalisation; {_models.describe(model)} has none")
-    kind, statistics = keras.layers.BatchNormalization, {}
-    with same_randomness():
-        twin = _models.copy(model, change=lambda layer: (
-            _Measuring.from_config(layer.get_config()) if isinstance(layer, kind) else None))
-    for x, _, _ in _batches(data):
-        twin(x)
-    for path, layer in _models.layers(model).items():
-        if isinstance(layer, kind):
-            count, mean, square = _models.layers(twin)[path].totals
-            require(count, "shrink.recalibrate needs at least one example in `data`")
-            mean, square = mean / count, square / count
-            statistics[id(layer.moving_mean)], statistics[id(layer.moving_variance)] = mean, square - mean ** 2
-    return _models.copy(model, value=lambda variable: statistics.get(id(variable), variable))
+    _models.require_model(model, "shrink.recalibrate")
+    require(_models.batch_normalizations(model, frozen=True),
+            f"shrink.recalibrate needs a model with batch normalization; {_models.describe(model)} has none")
+    batches = (x for x, _, _ in _data.read(data, model, targets="ignored").batches(64))
+    moments = _models.batch_moments(model, batches, frozen=True)
+
+    def value(variable):
+        return moments.get(id(variable), variable)
+
+    new = _models.copy(model, value=value)
+    _models.compare(model, new, value=value)
+    return new
 
 
-class _Measuring(keras.layers.BatchNormalization):
-    """Normalises by the statistics of the batch, and adds them up."""
-
-    totals = 0, 0.0, 0.0            # examples and places seen, their sum, the sum of their squares
-
-    def call(self, inputs, training=None, mask=None):
-        inputs = keras.ops.cast(inputs, "float32")
-        axis = self.axis % inputs.ndim
-        seen = inputs if mask is None else inputs[mask]
-        others = [a for a in range(inputs.ndim) if a != axis] if mask is None else [0]
-        mean, variance = (np.asarray(x, "float64") for x in keras.ops.moments(seen, others))
-        count = math.prod(seen.shape[a] for a in others)
-        self.totals = tuple(total + count * x for total, x in
-                            zip(self.totals, (1, mean, variance + mean ** 2), strict=True))
-        return keras.ops.cast(keras.ops.batch_normalization(
-            inputs, keras.ops.cast(mean, "float32"), keras.ops.cast(variance, "float32"), axis,
-            self.beta, self.gamma, self.epsilon), self.compute_dtype)
-
-
-def register(layer_class, rule):
-    """Teaches `channels` how channels run through a layer class of your own.
+@checked(rule=FUNCTION)
+def register(layer_class: type[keras.layers.Layer], rule: Callable[..., Any]) -> None:
+    """Rule for structured pruning: how channels run through a layer class of your own.
 
     A layer without weights needs no rule: it is run on some channels, and locked unless they come out as before.
 
@@ -231,7 +221,6 @@ def register(layer_class, rule):
     """
     require(isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer),
             "shrink.register needs a class of layers", layer_class=layer_class)
-    require(callable(rule), "shrink.register needs a rule: a function (layer, graph, *flows) -> flow", received=rule)
     _rules.RULES[layer_class] = rule
 
 
@@ -248,10 +237,12 @@ def _solve(model, where, round_to, caller):
     return _choice.Choice(graph, round_to)
 
 
-def _criterion(by, model, data, rows):
-    if by == "taylor":
-        return _choice.taylor(model, _batches(data), rows)
-    return _choice.CRITERIA[by] if isinstance(by, str) else _choice.Criterion(lambda made, read: by(made | read))
+def _criterion(importance, model, data, rows):
+    if importance == "taylor":
+        return _choice.taylor(model, _data.read(data, model, targets="required").batches(64), rows)
+    if isinstance(importance, str):
+        return _choice.CRITERIA[importance]
+    return _choice.Criterion(lambda made, read: importance(made | read))
 
 
 def _rebuilt(model, choice):
@@ -269,13 +260,13 @@ def _rebuilt(model, choice):
     def change(layer):
         if id(layer) not in sizes:
             return None
-        config = layer.get_config()
+        config, changes = layer.get_config(), {}
         for entry, count, before in sizes[id(layer)]:
             if isinstance(entry, str):
-                config[entry] = count
+                changes[entry] = count
             elif config[entry[0]][entry[1]] != -1 and count != before:
-                config[entry[0]] = [count if i == entry[1] else n for i, n in enumerate(config[entry[0]])]
-        return type(layer).from_config(config)
+                changes[entry[0]] = [count if i == entry[1] else n for i, n in enumerate(config[entry[0]])]
+        return _models.recreate(layer, **changes)
 
     def shape(x):
         flow = entries.get(id(x))
@@ -313,20 +304,5 @@ def _check(model, small, choice):
             np.moveaxis(array, axis, 0)[~stays] = 0
         return array
 
-    inputs = [flow.sample(1) for flow in choice.graph.inputs]
-    expected, received = ([keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in keras.tree.flatten(
-        replay(graph_of(one), inputs, lambda op: op))] for one in (_models.copy(model, value=value), small))
     exact = all(layer.compute_dtype == "float32" for layer in _models.layers(model).values())
-    for a, b in zip(expected, received, strict=True):
-        gap, scale = np.abs(a - b).max(initial=0), np.abs(a).max(initial=1e-6)
-        require(not gap > (0.01 if exact else 0.1) * scale, "shrink.channels made a model that differs from the "
-                "original with the removed channels at zero", error=RuntimeError, difference=float(gap),
-                outputs_up_to=float(scale),
-                do="A rule given to shrink.register is wrong, or a layer of yours mixes channels: use `where`.")
-
-
-def _batches(data):
-    """(inputs, targets, weights) batch by batch."""
-    if not isinstance(data, tf.data.Dataset):
-        data = tf.data.Dataset.from_tensor_slices(data).batch(64)
-    return map(keras.utils.unpack_x_y_sample_weight, data)
+    _models.compare(model, small, value=value, tolerance=1e-3 if exact else 0.1)
