@@ -352,6 +352,10 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
+def pictures():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+
+
 def broken():
     model = small()
     model.get_layer("a").kernel.assign(np.full((4, 3), np.nan))
@@ -366,11 +370,11 @@ def broken():
     (lambda: regularizers.GroupLasso(1, axis=(0, -2))(np.ones((2, 2))), ValueError, "must name axes of the weights"),
     (lambda: regularizers.Kurtosis(-1), ValueError, "`strength` must be"),
     (lambda: regularizers.Kurtosis(1, target=0.5), ValueError, "`target` must be"),
-    (lambda: regularizers.Sum([]), ValueError, "at least one Regularizer"),
-    (lambda: regularizers.Sum([2]), TypeError, "Sum needs a keras.regularizers.Regularizer"),
+    (lambda: regularizers.Sum([]), ValueError, "`penalties` must be a list, each element a keras.regul"),
+    (lambda: regularizers.Sum([2]), TypeError, "each element a keras.regularizers.Regularizer"),
     (lambda: regularizers.DropPath(1.0), ValueError, "`rate` must be"),
-    (lambda: regularizers.add(small(), 2), TypeError, "needs a keras.regularizers.Regularizer"),
-    (lambda: regularizers.add(3, regularizers.L2(1)), TypeError, "regularizers.add needs a Keras 3 model"),
+    (lambda: regularizers.add(small(), 2), TypeError, "`penalty` must be a keras.regularizers.Regularizer"),
+    (lambda: regularizers.add(3, regularizers.L2(1)), TypeError, "regularizers.add: `model` must be a Keras 3 model"),
     (lambda: regularizers.add(small(), "l3"), ValueError, "name of a regularizer.*l3.*hoyer"),
     (lambda: regularizers.add(keras.Sequential([keras.layers.Dense(1)]), regularizers.L2(1)), ValueError, "built"),
     (lambda: regularizers.add(small(), regularizers.L2(1), where="b"), ValueError, "must name layers of the model"),
@@ -379,13 +383,70 @@ def broken():
     (lambda: regularizers.add(small(), regularizers.GroupLasso(1, axis=3)), ValueError, "must name axes"),
     (lambda: regularizers.dropout(small(), 0), ValueError, "`rate` must be"),
     (lambda: regularizers.dropout(small(), 1), ValueError, "`rate` must be"),
-    (lambda: regularizers.dropout(None, 0.1), TypeError, "regularizers.dropout needs a Keras 3 model"),
+    (lambda: regularizers.dropout(None, 0.1), TypeError, "regularizers.dropout: `model` must be a Keras 3 model"),
     (lambda: regularizers.dropout(Subclassed(), 0.1), ValueError, "functional or Sequential"),
     (lambda: regularizers.dropout(small(), 0.1, where="b"), ValueError, "must name layers of the model"),
     (lambda: regularizers.dropout(small(), 0.1, where="out"), ValueError, "must name a hidden layer"),
     (lambda: regularizers.dropout(small(), 0.1, where="bn"), ValueError, "must name a hidden layer without a dropout"),
     (lambda: regularizers.dropout(small(), 0.1, where=lambda layer: False), ValueError, "at least one hidden layer"),
+    (lambda: regularizers.add(pictures(), "orthogonal_regularizer"), ValueError, "cannot be computed of every kernel"),
 ])
 def test_refusals(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_names_of_penalties():
+    assert isinstance(regularizers.get("hoyer"), regularizers.Hoyer)
+    assert isinstance(regularizers.get("group_lasso"), regularizers.GroupLasso)
+    assert regularizers.get("L2").l2 == keras.regularizers.get("l2").l2
+    penalty = regularizers.Kurtosis(0.5)
+    assert regularizers.get(penalty) is penalty
+    assert regularizers.get(None) is None
+    assert regularizers.get(keras.regularizers.serialize(penalty)).strength == 0.5
+    assert len(regularizers.add(small(), "hoyer").losses) == 2
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.up, self.down = keras.layers.Dense(4 * units, "relu"), keras.layers.Dense(units)
+
+    def call(self, x):
+        return x + self.down(self.up(x))
+
+
+def test_add_reaches_kernels_inside_layers(rng):
+    """Of a layer of one's own, of attention, of a subclassed model: the penalty is that of the kernels in numpy."""
+    x = keras.Input((6, 8))
+    y = Block(8)(x)
+    model = keras.Model(x, keras.layers.Dense(2)(keras.layers.MultiHeadAttention(2, 4)(y, y)))
+    new = regularizers.add(model, regularizers.L2(0.5))
+    kernels = [np.float64(v) for v in model.trainable_variables if v.path.endswith("kernel")]
+    assert len(kernels) == 7
+    assert float(sum(new.losses)) == pytest.approx(0.5 * sum((kernel**2).sum() for kernel in kernels), rel=1e-5)
+    assert not model.losses
+    free = Subclassed()
+    assert float(sum(regularizers.add(free, regularizers.L2(0.5)).losses)) == pytest.approx(
+        0.5 * (np.float64(free.dense.kernel)**2).sum(), rel=1e-5)
+    assert not free.losses
+
+
+class Own(keras.Model):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + 100.0
+
+
+def test_a_subclass_keeps_its_loss():
+    x = keras.Input((4,))
+    model = Own(x, keras.layers.Dense(2)(keras.layers.Dense(8, "relu")(x)))
+    for made in (regularizers.add(model, "l2"), regularizers.dropout(model, 0.1)):
+        made.compile("sgd", "mse")
+        assert made.evaluate(np.ones((4, 4)), np.ones((4, 2)), verbose=0) > 100
+
+
+def test_where_takes_a_layer():
+    model = small()
+    assert len(regularizers.add(model, "l2", where=model.get_layer("out")).losses) == 1
+    with pytest.raises(ValueError, match="must name layers of the model"):
+        regularizers.add(model, "l2", where=small().get_layer("out"))
