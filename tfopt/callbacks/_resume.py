@@ -121,8 +121,9 @@ class Resume(keras.callbacks.Callback):
         """(state, arrays) of the newest good one, the same on all workers, or None."""
         number, found = self._folder.newest()
         agreed = self._agreed(number)
-        require(agreed == number or agreed in self._folder.numbers(), directory=str(self.directory), newest_here=number,
-                newest_there=agreed, rule="callbacks.Resume: all workers must see the states that the first one writes",
+        require(agreed == number or agreed in self._folder.numbers(),
+                "callbacks.Resume: all workers must see the states that the first one writes",
+                directory=str(self.directory), newest_here=number, newest_there=agreed,
                 do="Put the directory on a disk that they share.")
         return found if agreed == number else self._folder.read(agreed) if agreed else None
 

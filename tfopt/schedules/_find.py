@@ -135,8 +135,9 @@ def _require_trainable(model):
 def _as_fit_takes(data, batch):
     if isinstance(data, tf.data.Dataset):
         return {"x": data}
-    require(isinstance(data, tuple) and len(data) in (2, 3), error=TypeError, data=type(data).__name__,
-            rule="`data` must be a tf.data.Dataset or a tuple of arrays (x, y) or (x, y, sample_weight)")
+    require(isinstance(data, tuple) and len(data) in (2, 3),
+            "`data` must be a tf.data.Dataset or a tuple of arrays (x, y) or (x, y, sample_weight)",
+            error=TypeError, data=type(data).__name__)
     return dict(zip(("x", "y", "sample_weight"), data, strict=False)) | {"batch_size": batch}
 
 

@@ -62,8 +62,9 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
             model.optimizer.build(model.trainable_variables)           # until then it may not know those inside it
         for optimizer in _single(model.optimizer):
             held = schedule_of(optimizer)
-            require(held is None or isinstance(held, LearningRateSchedule), error=TypeError, learning_rate=held,
-                    rule="Plateau needs an optimizer that holds a number or a LearningRateSchedule",
+            require(held is None or isinstance(held, LearningRateSchedule),
+                    "Plateau needs an optimizer that holds a number or a LearningRateSchedule",
+                    error=TypeError, learning_rate=held,
                     do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
             if held is not None and not isinstance(held, Scaled):
                 with scope_of(model):
