@@ -61,7 +61,7 @@ def test_calls_fit_the_signatures(path):
 def test_calls_that_do_not_fit_are_found():
     """Negative control."""
     source = ("from tfopt import prune, schedules as s\n"
-              "prune.wrap(m, 0.5, ends=3)\ns.Join()\nprune.wrapp\nprune.plan(m)\ns.OneCycle(**settings)\n")
+              "prune.wrap(m, 0.5, ends=3)\ns.Join()\nprune.wraps\nprune.plan(m)\ns.OneCycle(**settings)\n")
     assert [why.split(":")[0] for _, _, why in sorted(wrong_calls(source))] == [
         "got an unexpected keyword argument 'ends'", "missing a required argument", "no such name"]
 
