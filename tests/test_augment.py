@@ -416,6 +416,7 @@ def test_images_are_refused(ops, settings, images, message):
         augment.Pipeline(ops, jit_compile=False, **settings).apply(images, epoch=0, index=[0, 1])
 
 
+@pytest.mark.slow
 def test_more_refusals():
     pipeline = augment.Pipeline([augment.Flip()], jit_compile=False)
     with pytest.raises(ValueError, match="one number per image"):

@@ -110,6 +110,7 @@ def test_probability_leaves_the_rest_alone(images, labels, op):
     assert 0.15 < changed / count < 0.4
 
 
+@pytest.mark.slow
 def test_both_after_other_operations_through_map(rng):
     images = rng.integers(0, 256, (40, 16, 16, 3)).astype("uint8")
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(),

@@ -52,6 +52,7 @@ def test_numbers_are_uniform_and_independent():
     assert abs(np.corrcoef(u[1:, 0], u[:-1, 0])[0, 1]) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [16, 64])
 @pytest.mark.parametrize("parallel", [1, 8])
 def test_bits_depend_on_neither_parallelism_nor_batch_size(images, pipeline, batch, parallel):
@@ -97,6 +98,7 @@ def test_a_fresh_process_gives_the_same_bits(images, pipeline, run_python, tmp_p
                                   pipeline.apply(images, epoch=2, index=range(COUNT)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ops", "fill_mode"), [
     *((OPS, mode) for mode in augment._geometry.FILL_MODES),
     ([augment.RandAugment(3, 0.6)], "reflect"), ([augment.TrivialAugment()], "reflect"),
@@ -143,6 +145,7 @@ def test_identical_images_share_a_view_and_distinct_ones_do_not(images, pipeline
     assert len(set(_random.fingerprint(tf.constant(changed)).numpy())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["alone", "labels", "weights", "dict", "nested index"])
 def test_map_takes_what_data_sets_hold(images, pipeline, form):
     labels = np.arange(COUNT)
@@ -169,6 +172,7 @@ def small_model(pipeline):
                              keras.layers.Dense(2)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_inside_a_model_it_acts_in_training_only(images, jit):
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Contrast(), augment.Sharpness()], seed=1)
@@ -224,6 +228,7 @@ def test_half_precision_policy(images):
     assert 0 <= float(tf.reduce_min(views)) <= float(tf.reduce_max(views)) <= 1
 
 
+@pytest.mark.slow
 def test_on_two_devices_each_replica_sees_views_of_its_own(run_python):
     run_python("""
 import keras, numpy as np, tensorflow as tf

@@ -56,6 +56,7 @@ def test_outputs_of_several_heads(rng):
         np.testing.assert_allclose(found[name], (answers[0][name] + answers[1][name]) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
 def test_an_ensemble_teaches(rng, activation):
     x, _ = batch(rng)

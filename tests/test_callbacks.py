@@ -94,12 +94,14 @@ def whole(more=False):
     return train(**(MORE if more else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "every"), [(1, 2), (10, 5), (18, 3), (11, None)])
 def test_a_broken_training_ends_as_a_whole_one(tmp_path, broken, every):
     train(tmp_path, broken=broken, every=every, **MORE)
     same(train(tmp_path, every=every, **MORE), whole(more=True))
 
 
+@pytest.mark.slow
 def test_broken_again_and_again(tmp_path):
     seen, counted = [], []
     tally = lambda: counted.append(Tally(seen)) or counted[-1]             # noqa: E731
@@ -161,6 +163,7 @@ REPLAYABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REPLAYABLE)
 def test_data_come_again_in_their_order(tmp_path, kind):
     options = {"data": REPLAYABLE[kind], "build": linear, "epochs": 3}
@@ -176,6 +179,7 @@ def test_data_without_an_end(tmp_path, kind):
     same(train(tmp_path, **options), train(**options))
 
 
+@pytest.mark.slow
 def test_shuffled_arrays_without_a_seed(run_python):
     """In a process of its own, where TensorFlow has no seed: each epoch has an order, and it comes again."""
     run_python(f"""
@@ -239,6 +243,7 @@ def test_another_training_is_refused(tmp_path_factory, change, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_says_so_and_goes_on_with_more_epochs(tmp_path):
     first = train(tmp_path, epochs=3, others=OTHERS[:1])
     with pytest.warns(UserWarning, match="ended after 3 epochs; nothing is left to do for epochs=3"):
@@ -304,6 +309,7 @@ def bfloat():
     return classifier(keras.optimizers.Adam(use_ema=True, ema_overwrite_frequency=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [mixed, held, distilled, deferred, several, bfloat], ids=lambda build: build.__name__)
 def test_models_and_optimizers(tmp_path, build):
     others = [lambda: schedules.Plateau("loss", factor=0.5, patience=0, min_delta=9)] if build is held else []

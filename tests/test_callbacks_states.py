@@ -164,6 +164,7 @@ def test_settings_tell_optimizers_apart():
     assert settings_of(keras.optimizers.Adam(0.1)) != settings_of(keras.optimizers.Adam(0.2))
 
 
+@pytest.mark.slow
 def test_killed_at_a_batch_and_while_it_writes(verify, tmp_path):
     """Real processes and SIGKILLs; benchmarks/verify/resume.py has many more of them."""
     rows = list(verify.chain("arrays", [("SIGKILL at a batch", {"kill": 17}),

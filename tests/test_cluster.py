@@ -39,6 +39,7 @@ def tfmot_flow(model, x, y, clusters, init, **options):
     return toolkit.strip_clustering(wrapped).get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("init", "options"), [
     ("linear", {}), ("density", {}), ("kmeans++", {}), ("kmeans++", {"run_eagerly": True}),
     ("kmeans++", {"steps_per_execution": 3}), ("kmeans++", {"jit_compile": True})])
@@ -59,6 +60,7 @@ def test_untrained_weights_go_to_the_nearest_of_evenly_spaced_values():
     np.testing.assert_allclose(found, grid[np.abs(kernel[..., None] - grid).argmin(axis=-1)], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["kmeans++", "linear", "density", "random"])
 def test_the_count_holds_after_training(rng, init):
     wrapped, (x, y) = compile_(cluster.wrap(cnn(), 6, init=init)), data(rng)
@@ -77,6 +79,7 @@ def test_per_channel(rng):
     assert np.unique(kernel).size > 4                                   # more than one table of values in all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_zeros_stay_zero(rng, per_channel):
     model, (x, y) = cnn(), data(rng)
@@ -106,6 +109,7 @@ def test_strip_does_not_touch_what_it_strips(rng):
     assert all(np.unique(w).size <= 4 for w in cluster.strip(wrapped).get_weights() if w.ndim > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [lambda: keras.layers.LSTM(6), lambda: keras.layers.SimpleRNN(6),
                                    lambda: keras.layers.Bidirectional(keras.layers.GRU(6))])
 def test_recurrent_kernels(rng, layer):

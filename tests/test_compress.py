@@ -84,6 +84,7 @@ def right(model, examples):
     return float((model.predict(examples[0]).argmax(-1) == examples[1]).mean())
 
 
+@pytest.mark.slow
 def test_the_ladder_is_climbed(climbed, parts):
     result, _, _ = climbed
     assert [row.name for row in result.table.rows] == [
@@ -127,6 +128,7 @@ def test_nothing_of_the_users_is_changed(climbed):
     assert before[3:] == after[3:]
 
 
+@pytest.mark.slow
 def test_the_test_data_choose_nothing(climbed, model, parts):
     """Other labels there change the table alone."""
     result, _, _ = climbed
@@ -140,6 +142,7 @@ def test_the_test_data_choose_nothing(climbed, model, parts):
     assert again.table.rows[0].accuracy < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [4])
 def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills):
     """After SIGKILL in the middle of a line the run ends as the one that nothing stopped; what was tried stays."""

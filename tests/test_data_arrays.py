@@ -148,6 +148,7 @@ for shape, batches in (((3,), data.arrays(x, y, 8)), ((4, 4, 3), data.image_fold
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(run_python, tmp_path):
     """On arrays, and on a folder of images with augmentation."""
     one, two = ([np.array(eval(line)) for line in run_python(FIT, tmp_path, devices=n).splitlines()[-2:]]

@@ -4,6 +4,7 @@ import numpy as np
 from test_examples import example
 
 
+@pytest.mark.slow
 def test_image_folder(tmp_path, capsys):
     table = example("image_folder").main(quick=True, save=tmp_path)
     assert table.frame["accuracy"].min() > 0.6
@@ -14,6 +15,7 @@ def test_image_folder(tmp_path, capsys):
         assert (tmp_path / f"image_folder_{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_csv_table(tmp_path, capsys):
     accuracies = example("csv_table").main(quick=True, save=tmp_path)
     assert min(accuracies.values()) > 0.85

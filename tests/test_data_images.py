@@ -378,6 +378,7 @@ def test_raise_names_the_first_path_and_how_many_more(folder, rng):
         plain(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "memory", "disk"])
 @pytest.mark.parametrize("on_error", ["skip", "replace"])
 def test_skip_and_replace_train_to_the_end_and_report(folder, rng, on_error, cache, monkeypatch, tmp_path):
@@ -443,6 +444,7 @@ def test_a_file_without_permission(run_python):
         shutil.rmtree(root)
 
 
+@pytest.mark.slow
 def test_the_formats_are_known_before_any_thread_opens_a_file(run_python):
     printed = run_python("from tfopt.data import _images\nprint(set(_images.FORMATS) - set(_images.Image.OPEN))",
                          fork=False)

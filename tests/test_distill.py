@@ -116,6 +116,7 @@ def distiller_of(teacher, student, loss=None, *, task=SPARSE, rate=0.5, metrics=
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}],
                          ids=str)
@@ -131,6 +132,7 @@ def test_a_step_equals_the_formula(rng, options, weighted):
     assert history["loss"][0] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str)
 @pytest.mark.parametrize(("teacher_end", "student_end"), [("softmax", None), (None, "softmax"), ("softmax", "softmax")])
 def test_probabilities_are_taken_back_to_logits(rng, teacher_end, student_end, options):

@@ -117,6 +117,7 @@ def test_views_are_replayed(rng, path):
     assert set(answers) == {"teacher"}
 
 
+@pytest.mark.slow
 def test_views_of_the_pipeline_are_replayed(rng):
     augment = pytest.importorskip("tfopt.augment")
     images = rng.integers(0, 256, (20, 8, 8, 1)).astype("uint8")
@@ -131,6 +132,7 @@ def test_views_of_the_pipeline_are_replayed(rng):
         distill.cache_teacher(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", [None, 4])
 def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
     (x, y), teacher = arrays(rng, 48), dense(16)
@@ -233,6 +235,7 @@ print("difference", float(difference))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
     program, folder, calls = tmp_path / "program.py", tmp_path / "answers", tmp_path / "calls"
     program.write_text(KILLED)

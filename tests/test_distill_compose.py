@@ -30,6 +30,7 @@ def divergence(teacher, student, x, temperature, *, teacher_is_probable=False, s
     return temperature ** 2 * scipy.special.rel_entr(p, q).sum(-1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_a_pruned_student(rng, activation):
     x, y = data(rng)

@@ -275,6 +275,7 @@ np.testing.assert_allclose(made.predict(data["x"], verbose=0), data["later"], at
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own", "several"])
 def test_saved_and_loaded_with_projectors_and_schedules(tmp_path, rng, run_python, kind):
     x, y = batch(rng)
@@ -328,6 +329,7 @@ for name, loss in CASES.items():
 """
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(run_python):
     rows = [json.loads(line) for line in run_python(STEPS, devices=2).splitlines() if line.startswith("[")]
     assert len(rows) == 6

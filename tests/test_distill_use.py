@@ -68,6 +68,7 @@ for name, loss in LOSSES.items():
 """
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(run_python):
     rows = [json.loads(line) for line in run_python(STEPS, devices=2).splitlines() if line.startswith("[")]
     apart = {name: (logs, weights) for name, logs, weights in rows}

@@ -355,6 +355,7 @@ SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer
           "unsynchronized BatchNormalization"]
 
 
+@pytest.mark.slow
 def test_devices_and_workers_equal_one_device(tmp_path):
     """The whole table, 4 devices included: python benchmarks/verify/distribute.py"""
     done = run(PROJECT / "benchmarks" / "verify" / "distribute.py", "--no-table", "--folder", tmp_path,
@@ -362,6 +363,7 @@ def test_devices_and_workers_equal_one_device(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_keras_alone_fails_where_tfopt_equals_one_device(tmp_path):
     done = run(PROJECT / "examples" / "multi_worker.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -395,6 +397,7 @@ model.fit(x, x[:, :1], batch_size=8, epochs=1000000, verbose=0, callbacks=[Dies(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others(tmp_path):
     """Also: the policy may be set before, and workers without a seed get a common one."""
     (tmp_path / "killed.py").write_text(KILLED)
@@ -407,6 +410,7 @@ def test_a_killed_worker_ends_the_others(tmp_path):
     assert len(set(draws)) == 1
 
 
+@pytest.mark.slow
 def test_workers_with_different_seeds_are_refused(tmp_path):
     (tmp_path / "seeds.py").write_text(
         "import json, os, keras\nfrom tfopt import distribute\n"

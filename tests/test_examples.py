@@ -21,6 +21,7 @@ def no_internet():
     raise OSError("no route")
 
 
+@pytest.mark.slow
 def test_iris(tmp_path, capsys, monkeypatch):
     iris = example("iris")
     monkeypatch.setattr(iris, "EPOCHS", 20)
@@ -31,6 +32,7 @@ def test_iris(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "iris_curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_mnist(tmp_path, capsys, monkeypatch):
     mnist = example("mnist")
     monkeypatch.setattr(keras.datasets.mnist, "load_data", no_internet)

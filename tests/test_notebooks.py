@@ -22,6 +22,7 @@ def test_no_outputs_are_kept(path):
     assert all(len(line) <= 120 for cell in book.cells for line in cell.source.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
     book = nbformat.read(path, as_version=4)

@@ -39,6 +39,7 @@ def tfmot_flow(model, x, y, schedule, epochs):
     return tfmot.sparsity.keras.strip_pruning(wrapped).get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "options"), [
     (None, {}), (12, {}), (12, {"run_eagerly": True}), (12, {"steps_per_execution": 4}), (12, {"jit_compile": True})])
 def test_equals_tfmots_own_flow(rng, end, options):

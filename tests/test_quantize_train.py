@@ -86,6 +86,7 @@ def pair(build):
     return model, theirs
 
 
+@pytest.mark.slow
 def test_trains_as_the_toolkit_does_in_tf_keras():
     x, y = images()
     model, theirs = pair(small)
@@ -169,6 +170,7 @@ def vector_net():
     return keras.Model(inputs, layers.Subtract()([inner(inner(x)), x]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [picture_net, sequence_net, vector_net])
 def test_rewrites_are_exact_and_in_integers(build):
     random = np.random.default_rng(0)
@@ -294,6 +296,7 @@ def test_untrained_norms_do_not_make_training_explode():
 # Zeros and shared values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preserve", ["sparsity", "clusters", "both"])
 def test_preserved_in_the_file(preserve):
     x, y = images()
@@ -381,6 +384,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_saved_loaded_and_trained_on_in_another_process(tmp_path, run_python):
     x, y = images()
     np.save(tmp_path / "x.npy", x)
@@ -397,6 +401,7 @@ def test_saved_loaded_and_trained_on_in_another_process(tmp_path, run_python):
     assert [float(lines[1]), float(lines[3])] == pytest.approx(losses, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "close"), [
     ({"steps_per_execution": 3}, 1e-5), ({"run_eagerly": True}, 2e-4),
     ({"jit_compile": True}, 5e-3)])                       # XLA adds in another order, so some values round otherwise
@@ -429,6 +434,7 @@ print(np.abs(np.subtract(one, two)).max(), one[0] - one[-1], lite.report["intege
 """
 
 
+@pytest.mark.slow
 def test_two_devices(run_python):
     difference, learned, integer, gap = map(float, run_python(TWO, devices=2).split())
     assert difference < 0.01, "the ranges are each device's own, averaged"

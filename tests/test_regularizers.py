@@ -318,6 +318,7 @@ def test_a_name_that_is_taken_is_not_taken_again():
     assert "a_dropout_" in drops(regularizers.dropout(model, 0.5))
 
 
+@pytest.mark.slow
 def test_the_model_with_dropout_trains_and_loads(tmp_path, rng):
     model, x = nested(rng)
     new = regularizers.dropout(regularizers.add(model, regularizers.L2(1e-3)), 0.2)

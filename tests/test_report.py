@@ -66,6 +66,7 @@ def shared():
     return keras.Model([a, b], L.Dense(2)(keras.ops.add(inner(a), inner(inner(b)))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILED)
 def test_macs_equal_the_profilers(name):
     model = PROFILED[name]()

@@ -241,6 +241,7 @@ def leaves_no_trace(model, act, trained=False):
     same(*states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate", "trained"), [
     (keras.optimizers.SGD, 0.1, False), (keras.optimizers.SGD, schedules.Linear(0.1, total=100), True),
     (keras.optimizers.Adam, 0.1, True), (keras.optimizers.Adam, schedules.Linear(0.1, total=100), False)])
@@ -252,6 +253,7 @@ def test_find_leaves_no_trace(optimizer, rate, trained):
     assert model.optimizer.built == trained
 
 
+@pytest.mark.slow
 def test_training_after_find_goes_on_as_without():
     histories = []
     for search in (False, True):

@@ -57,6 +57,7 @@ def check(model, rng, keep=0.5, **options):
 # Correctness
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(1000, 10**6), keep=st.sampled_from([0.3, 0.5, 0.7]), round_to=st.sampled_from([1, 4, 8]))
 def test_random_graphs_are_exact(seed, keep, round_to):

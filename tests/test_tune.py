@@ -58,6 +58,7 @@ def run(folder, *args, train=TRAIN, val=VAL, epochs=1, batch_size=25, callbacks=
                                               verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_reports_what_it_hands_out(tmp_path, algorithm):
     found = run(tmp_path, algorithm=algorithm, max_trials=3)
@@ -136,6 +137,7 @@ def test_a_wrong_objective_is_found_before_a_trial_is_spent(tmp_path):
     assert search(tmp_path, objective="val_auc").frame.empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_fails_the_trial(tmp_path, value):
     quick = Quick(score=lambda values: value if values["units"] > 8 else 1.0)
@@ -158,6 +160,7 @@ def test_a_search_of_failures_raises_the_first_error(tmp_path):
     assert (search(tmp_path).frame.status == "failed").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["random", "bayesian", "hyperband", "tpe"])
 def test_a_model_beyond_the_limits_is_neither_trained_nor_counted(tmp_path, algorithm):
     found = run(tmp_path, Quick(), limits={"params": 60, "macs": 50, "bytes": 240}, algorithm=algorithm, max_trials=4)
@@ -213,6 +216,7 @@ def test_epochs_batch_and_data_may_depend_on_the_parameters(tmp_path):
     assert not math.isnan(found.frame.scale[0])
 
 
+@pytest.mark.slow
 def test_a_hypermodel_of_keras_tuner_works_as_it_is(tmp_path):
     class Hyper(keras_tuner.HyperModel):
         def build(self, hp):
@@ -281,6 +285,7 @@ def test_folds_share_nothing_and_hold_every_class():
                if len(a) == len(b))
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_stopped_after_two_folds(tmp_path):
     def some(hp):
         model = build(hp)

@@ -88,6 +88,7 @@ def test_a_lost_record_of_a_study_with_trials_is_refused(tmp_path, harm):
 # Oracles rebuilt from the record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_study_that_is_reopened_after_every_trial_takes_the_same_course(tmp_path, algorithm):
     whole = go_on(open_study(tmp_path / "whole", algorithm))

@@ -49,16 +49,19 @@ print(search.frame[["kind", "status", "message"]].to_json(orient="values"))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_if_nothing_had_happened(run_python):
     assert json.loads(run_python(KILLS, VERIFY, fork=False)) == [True, 2, 5]    # same, killed twice, five trials
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_finished_by_the_other(run_python):
     codes, statuses = json.loads(run_python(WORKERS, VERIFY, fork=False).splitlines()[-1])
     assert codes == {"chief": 0, "tuner0": -9, "tuner1": 0}
     assert statuses == ["completed"] * 5
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_process_is_one_failed_trial(run_python):
     rows = json.loads(run_python(ISOLATED, fork=False).splitlines()[-1])
     assert [row[:2] for row in rows] == [["good", "completed"], ["deadly", "failed"]]
