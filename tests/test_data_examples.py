@@ -1,6 +1,7 @@
 """The examples of image folders and tables run, and say what data they saw."""
 
 import numpy as np
+import pytest
 from test_examples import example
 
 
