@@ -51,14 +51,14 @@ def test_outputs_of_several_heads(rng):
         return keras.Model(inputs, {"one": hidden, "two": keras.layers.Dense(1)(hidden)})
 
     models, x = [build(0), build(1)], {"a": batch(rng)[0], "b": batch(rng)[0]}
-    found, answers = average.outputs(models)(x), [model(x) for model in models]
+    found, expected = average.outputs(models)(x), [model(x) for model in models]
     for name in ("one", "two"):
-        np.testing.assert_allclose(found[name], (answers[0][name] + answers[1][name]) / 2, atol=1e-6)
+        np.testing.assert_allclose(found[name], (expected[0][name] + expected[1][name]) / 2, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
-def test_an_ensemble_teaches(rng, activation):
+def test_an_ensemble_as_teacher(rng, activation):
     x, _ = batch(rng)
     teacher = average.outputs([dense(8, activation=activation), dense(8, activation=activation, seed=1)],
                               weights=[0.3, 0.9])

@@ -63,7 +63,7 @@ def test_no_pass_ends_with_a_wait_for_the_tuner(rng):
     teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     ours = {"arrays": data.arrays(*given, 2), "full": data.full_batches(theirs, 2),
             "even": distribute.equal_batches(theirs, replicas=2),
-            "taught": distill.cache_teacher(teacher, given, batch_size=2),
+            "cached": distill.cache_teacher(teacher, given, batch_size=2),
             "stream": distill.cache_teacher(teacher, tf.data.Dataset.from_tensor_slices(given).batch(2))}
     assert {name: dataset.map(lambda *x: x).options().autotune.enabled for name, dataset in ours.items()} == (
         dict.fromkeys(ours, False))

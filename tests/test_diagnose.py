@@ -11,7 +11,7 @@ layers = keras.layers
 
 
 def network():
-    """Normalisation and ReLU folded away, a branch, an addition, a nested model."""
+    """Normalization and ReLU folded away, a branch, an addition, a nested model."""
     keras.utils.set_random_seed(1)
     inner = keras.Sequential([keras.Input((12, 12, 8)), layers.Conv2D(8, 3, padding="same", name="inside"),
                               layers.ReLU(name="inside_relu")], name="nested")

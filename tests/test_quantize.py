@@ -22,11 +22,11 @@ def small(seed=0):
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, layers.Dense(5, activation="softmax", name="classes")(x), name="small")
-    randomise_statistics(model)
+    randomize_statistics(model)
     return model
 
 
-def randomise_statistics(model):
+def randomize_statistics(model):
     noise = np.random.default_rng(1)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):

@@ -176,7 +176,7 @@ def nested(rng):
     return model, [rng.normal(size=(2, 8, 8, 4)).astype("float32"), rng.integers(0, 10, (2, 5))]
 
 
-def regularised(model):
+def regularized(model):
     return {variable.path.split("/")[-2] + "/" + variable.name: variable for variable in model.trainable_variables
             if variable.regularizer is not None}
 
@@ -210,10 +210,10 @@ def test_add_combines_with_what_is_there(rng):
 def test_add_where(where, count, rng):
     model, _ = nested(rng)
     new = regularizers.add(model, regularizers.L2(0.5), where=where)
-    assert len(regularised_sums(new)) == count
+    assert len(regularized_sums(new)) == count
 
 
-def regularised_sums(model):
+def regularized_sums(model):
     return [variable for variable in model.trainable_variables
             if variable.regularizer is not None and variable.regularizer.get_config() == {"l2": 0.5}]
 

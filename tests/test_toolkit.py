@@ -24,6 +24,6 @@ def test_a_variable_that_was_set_stays_set(run_python):
 
 
 def test_stock_tfmot_does_not(run_python):
-    """Negative control: without the door the variable is set."""
+    """Negative control: without tfopt the variable is set."""
     run_python("import os, tensorflow_model_optimization; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'",
                fork=False)

@@ -18,7 +18,7 @@ INSTEAD = {
     r"twins?": "counterpart",
     r"mend(s|ed|ing)?": "patch, fix, correct",
     r"untuned": "without autotune",
-    r"(house|door|room|shelf|shelves|attic|cellar)s?": "layer, module, file, folder",
+    r"(house|door|shelf|shelves|attic|cellar)s?": "layer, module, file, folder",
     r"climb(s|ed|ing)?": "run, stage",
     r"taught|teach(es|ing)?": "trained, distilled",
     r"pupils?": "student",

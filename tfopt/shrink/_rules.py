@@ -29,7 +29,7 @@ def rule_of(op):
 
 
 def _has_more_weights(layer):
-    """Keras' own quantisation and LoRA add weights that the rules do not know."""
+    """Keras' own quantization and LoRA add weights that the rules do not know."""
     return getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False)
 
 
@@ -192,7 +192,7 @@ def _line(size, axis, rank):
 
 
 class _Silent:
-    """Takes the place of the graph where only the answer of a probe matters."""
+    """Takes the place of the graph where only the result of a probe matters."""
 
     refused = False
 
@@ -223,8 +223,8 @@ def _weightless(op, graph, args, kwargs):
     specs = _specs(op, args, kwargs)
     if all(graph.is_fixed(flow) for flow in flows_in(args, kwargs)):
         return _outputs(graph, specs, "made of what cannot go")
-    twin = _models.recreate(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
-    flat = _probed(twin, graph, args, kwargs, f"{op.name}: {type(op).__name__} mixes channels or fixes their number",
+    again = _models.recreate(op) if isinstance(op, layers.Layer) else op         # has a random state of its own
+    flat = _probed(again, graph, args, kwargs, f"{op.name}: {type(op).__name__} mixes channels or fixes their number",
                    specs=keras.tree.flatten(specs))
     return keras.tree.pack_sequence_as(specs, flat)
 

@@ -37,7 +37,7 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         rule (see `plan`) do not count.
       importance: how important a channel is.
         "l1", "l2": norm of the kernel weights that make it times norm of those that read it.
-        "gamma": absolute batch-normalisation scale; groups without one keep all channels.
+        "gamma": absolute batch-normalization scale; groups without one keep all channels.
         "taylor": (weight * gradient)^2 summed over its readers, on `data`; needs a compiled model.
         "fpgm": distance to the other filters of its layer (geometric median).
         "random": the control.
