@@ -50,8 +50,8 @@ def batches(interpreter, arrays, *, each=run, tick=None):
                           if missing else batch))
         if tick:
             tick()
-    require(all(len(output) == size for output in parts[0]), "LiteModel.predict: this file has outputs without one row "
-            f"a sample when it takes {size} at once", do="Leave `batch_size` out.")
+    require(all(len(output) == size for output in parts[0]), f"this file has outputs without one row a sample when it "
+            f"takes {size} at once", do="Leave `batch_size` out.")
     return [np.concatenate(rows)[:count] for rows in zip(*parts, strict=True)]
 
 

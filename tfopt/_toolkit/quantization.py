@@ -12,16 +12,24 @@ _FLOAT_STARTS = {"mean": (-6.0, 6.0), "all": (0.0, 0.0)}   # TFMOT's own
 class ActivationQuantizer:
     """TFMOT's quantizer of activations: one range a tensor.
 
+    It differs from TFMOT's where a batch in training reaches over twice as far as a moving average: the range then
+    becomes that of the batch at once. TFMOT would clip nearly all of what such a layer makes, as behind a
+    BatchNormalization that has not learned its statistics yet, and the gradients explode.
+
     Args:
       kind: "mean" for a moving average of the smallest and largest values, "all" for those of all values seen.
     """
 
     def __init__(self, kind):
-        self.start = _FLOAT_STARTS[kind]
+        self.jumps, self.start = kind == "mean", _FLOAT_STARTS[kind]
         self._round = {"mean": quantizers.MovingAverageQuantizer, "all": quantizers.AllValuesQuantizer}[kind](
             **_ACTIVATIONS)
 
     def __call__(self, x, training, low, high):
+        if training and self.jumps:
+            first, last = tf.reduce_min(x), tf.reduce_max(x)
+            low.assign(tf.where(first < 2 * low, first, low))
+            high.assign(tf.where(last > 2 * high, last, high))
         return self._round(x, training, {"min_var": low, "max_var": high})
 
 

@@ -2,17 +2,17 @@
 
 import re
 import time
-import typing
 import warnings
 
 import numpy as np
 from absl import logging
 
-from .. import _models
-from .._check import require
+from .. import _data, _models
+from .._check import MODEL, OneOf, checked, refusal, require
 from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
 from .._keras.lite import ConverterError, frozen
 from .._litert import file, match, run
+from .._typing import Data
 from ._layers import unrounded
 from ._lite import LiteModel, take
 from ._prepare import in_float32
@@ -25,7 +25,8 @@ _WORDS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layer
           keras.layers.HashedCrossing)
 
 
-def convert(model: keras.Model, mode: str = "int8", *, calibration: typing.Any = None) -> LiteModel:
+@checked(model=MODEL, mode=OneOf(*_MODES))
+def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None = None) -> LiteModel:
     """LiteRT (TFLite) conversion: makes a file of a model, and compares its outputs with the model's.
 
     A model from `quantize.wrap` becomes int8 with the ranges it learned. Any other built model is quantized after
@@ -75,8 +76,7 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: typing.Any =
     start = time.perf_counter()
     trained = isinstance(model, Quantized)
     _require_convertible(model, mode, calibration, trained)
-    structure = _inputs(model, calibration)
-    samples = _samples(structure, calibration)
+    structure, samples = _inputs(model, calibration)
     source = in_float32(model)
     content, outputs, batch = _to_lite(source, structure, samples, mode, trained)
     parsed = file.parse(content)
@@ -99,60 +99,46 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: typing.Any =
 
 def _require_convertible(model, mode, calibration, trained):
     _models.require_model(model, "quantize.convert")
-    require(mode in _MODES, f"quantize.convert: `mode` must be one of {', '.join(_MODES)}", mode=mode)
-    require(mode == "int8" or not trained, "quantize.convert: a model from quantize.wrap was trained for int8",
+    require(mode == "int8" or not trained, "a model from quantize.wrap was trained for int8",
             mode=mode, do="Convert it in mode int8, or convert the model it was made of.")
     require(mode not in ("int8", "int16x8") or trained or calibration is not None,
-            f"quantize.convert to {mode} needs calibration data: it cannot guess the ranges of the activations",
+            f"{mode} needs calibration data: it cannot guess the ranges of the activations",
             calibration=None, do="Pass some hundred typical inputs, or train the model with quantize.wrap.")
     parts = parts_of(model)
     words = [f"{part.name} ({type(part).__name__})" for part in parts if isinstance(part, _WORDS)]
-    require(not words, "quantize.convert: LiteRT has no vocabularies, hashes and texts", layers=words,
+    require(not words, "LiteRT has no vocabularies, hashes and texts", layers=words,
             do="Leave these layers outside: convert keras.Model(what comes out of them, model.output), and run them "
                "before the file.")
     stateful = [part.name for part in parts if getattr(part, "stateful", False)]
-    require(not stateful, "quantize.convert: a file keeps no state from one call to the next", stateful=stateful,
+    require(not stateful, "a file keeps no state from one call to the next", stateful=stateful,
             do="Build these layers with stateful=False.")
 
 
 def _inputs(model, calibration):
-    """The model's inputs as keras.Inputs of known size, nested as the model nests them."""
-    graph = graph_of(model)
+    """The model's inputs as keras.Inputs of known size, nested as the model nests them; and a list of their samples."""
+    graph, samples = graph_of(model), None
     if graph is not None:
         inputs = fresh_inputs(graph)
-        if calibration is not None:
-            shapes = [array.shape for array in take(calibration, inputs)]
-            sizes = iter(shapes)
-            inputs = keras.tree.map_structure(lambda x: _sized(x, next(sizes)), inputs)
     else:
-        require(calibration is not None, "quantize.convert needs to know the inputs of the model",
+        require(calibration is not None, "needs to know the inputs of the model",
                 model=_models.describe(model), do="Pass `calibration`, or rebuild it as keras.Model(inputs, outputs).")
-        first = calibration
-        if isinstance(calibration, tf.data.Dataset):
-            first = next(iter(calibration))
-            first = first[0] if isinstance(first, tuple) else first
-        inputs = keras.tree.map_structure(
-            lambda x: keras.Input(np.shape(x)[1:], dtype=tf.as_dtype(x.dtype).name), first)
+        shown = _data.read(calibration, name="calibration", targets="ignored").head(1).x
+        inputs = keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype.name), shown)
+    if calibration is not None:
+        samples = take(calibration, inputs)
+        inputs = keras.tree.pack_sequence_as(inputs, [
+            keras.Input(batch_shape=(x.shape[0], *array.shape[1:]), dtype=x.dtype, sparse=x.sparse, name=x.name)
+            for x, array in zip(keras.tree.flatten(inputs), samples, strict=True)])
     flat = keras.tree.flatten(inputs)
-    require(not any(x.sparse for x in flat), "quantize.convert needs dense inputs: LiteRT has no sparse ones",
+    require(not any(x.sparse for x in flat), "needs dense inputs: LiteRT has no sparse ones",
             sparse=[x.name for x in flat if x.sparse])
-    require(all(None not in x.shape[1:] for x in flat), "quantize.convert needs inputs of known size",
+    require(all(None not in x.shape[1:] for x in flat), "needs inputs of known size",
             shapes={x.name: x.shape for x in flat},
             do="Pass `calibration`, whose sizes are taken, or build the model with fixed ones.")
-    return inputs
-
-
-def _sized(x, shape):
-    known = tuple(size or given for size, given in zip(x.shape[1:], shape[1:], strict=False))
-    return keras.Input(batch_shape=(x.shape[0], *known), dtype=x.dtype, sparse=x.sparse, name=x.name)
-
-
-def _samples(inputs, calibration):
-    if calibration is not None:
-        return take(calibration, inputs)
     noise = np.random.default_rng(0)
-    return [noise.standard_normal((8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
-            else np.zeros((8, *x.shape[1:]), x.dtype) for x in keras.tree.flatten(inputs)]
+    return inputs, samples or [
+        noise.standard_normal((8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
+        else np.zeros((8, *x.shape[1:]), x.dtype) for x in flat]
 
 
 def _to_lite(model, inputs, samples, mode, trained):
@@ -165,10 +151,10 @@ def _to_lite(model, inputs, samples, mode, trained):
         except (ConverterError, RuntimeError) as error:
             problems.append(str(error))
     missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", problems[0])))
-    require(not missing, "quantize.convert: LiteRT lacks operations of this model", lacking=missing,
+    require(not missing, "LiteRT lacks operations of this model", lacking=missing,
             do="Take them out of the model, for instance preprocessing that can be done before it.")
-    raise ValueError(f"quantize.convert: the converter cannot make this model {mode}: {_first_error(problems[0])}. "
-                     "Choose another mode, or replace the layer that it names.")
+    raise refusal(f"the converter cannot make this model {mode}: {_first_error(problems[0])}",
+                  do="Choose another mode, or replace the layer that it names.")
 
 
 def _converted(model, inputs, samples, mode, trained, batch):
@@ -213,7 +199,7 @@ def _choose(converter, mode, samples, function):
             converter.inference_input_type = converter.inference_output_type = tf.int8
         if samples is not None:
             loops = [op.name for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
-            require(not loops, f"quantize.convert to {mode} cannot find the ranges inside loops", loops=loops,
+            require(not loops, f"{mode} cannot find the ranges inside loops", loops=loops,
                     do="Build the RNN layers with unroll=True, or convert in mode dynamic.")
             # With the float set as well, the converter leaves an operation in float where it would give up.
             spec.supported_ops = [{"int8": sets.TFLITE_BUILTINS_INT8}.get(mode, _INT16), sets.TFLITE_BUILTINS]
@@ -235,7 +221,7 @@ class _Signature:
         order = keras.tree.pack_sequence_as(outputs, list(range(len(keras.tree.flatten(outputs)))))
         self.inputs = [x.name for x in keras.tree.flatten(inputs)]
         self.outputs = ["/".join(map(str, path)) or "output" for path, _ in _walk(order)]
-        self.note = {"inputs": keras.tree.map_structure(lambda _: 0, inputs), "outputs": order}
+        self.note = {"inputs": keras.tree.pack_sequence_as(inputs, list(range(len(self.inputs)))), "outputs": order}
 
 
 def _walk(structure, path=()):
@@ -254,8 +240,8 @@ def _run(content, samples):
     try:
         found = run.batches(run.interpreter(content), samples)
     except (RuntimeError, ValueError) as error:
-        raise ValueError("quantize.convert: LiteRT cannot run this model in this mode: "
-                         f"{str(error).split('Node number')[0].strip()}. Choose another mode.") from None
+        raise refusal(f"LiteRT cannot run this model in this mode: {str(error).split('Node number')[0].strip(' .')}",
+                      do="Choose another mode.") from None
     several = [np.resize(array, (3, *array.shape[1:])) for array in samples]
     try:
         at_once = run.run(run.interpreter(content, batch=3), several)
@@ -327,7 +313,7 @@ def _preserved(model, parsed):
             most = max(most, found)
             if found > before:
                 lost[name] = f"{before} shared values became {found}"
-    require(not lost, "quantize.convert must keep what quantize.wrap preserved", lost=lost)
+    require(not lost, "must keep what quantize.wrap preserved", lost=lost)
     return {**({"sparsity": float(zeros / size)} if size else {}), **({"clusters": most} if most else {})}
 
 

@@ -1,16 +1,16 @@
 """Where a LiteRT file loses what its Keras model knows: signal to noise, layer by layer."""
 
 import dataclasses
-import typing
 
 import numpy as np
 import pandas as pd
 from ai_edge_litert.interpreter import OpResolverType
 
 from .. import _models
-from .._check import require, require_number
+from .._check import MODEL, Instance, Number, checked, require
 from .._keras import fresh_inputs, graph_of, keras, mask_of, set_mask, tf, uses
 from .._litert import file, match, run
+from .._typing import Data
 from ._lite import LiteModel, take
 from ._train import Quantized
 
@@ -44,7 +44,8 @@ def signal_to_noise(signal, noisy):
     return float(np.clip(np.median(10 * np.log10(power[heard] / np.maximum(noise[heard], 1e-30))), -99, 99))
 
 
-def diagnose(model: keras.Model, lite: LiteModel, data: typing.Any, *, threshold_db: float = 20.0) -> pd.DataFrame:
+@checked(model=MODEL, lite=Instance(LiteModel, do="Make one with quantize.convert."), threshold_db=Number())
+def diagnose(model: keras.Model, lite: LiteModel, data: Data, *, threshold_db: float = 20.0) -> pd.DataFrame:
     """Signal-to-quantization-noise ratio by layer: a LiteRT file beside its model, output by output, on the same data.
 
         snr  = signal to noise of the file's tensor beside the model's, in dB: all noise up to there
@@ -80,21 +81,18 @@ def diagnose(model: keras.Model, lite: LiteModel, data: typing.Any, *, threshold
       >>> quantize.diagnose(model, quantize.convert(model, calibration=x), x)[["layer", "status"]].values.tolist()
       [['hidden', 'fine'], ['classes', 'fine']]
     """
-    require(not isinstance(model, Quantized), "quantize.diagnose needs the plain model", model=type(model).__name__,
+    require(not isinstance(model, Quantized), "needs the plain model", model=type(model).__name__,
             do="Pass the model that was given to quantize.wrap.")
     graph = _models.require_graph(model, "quantize.diagnose")
-    require(isinstance(lite, LiteModel), "quantize.diagnose needs a LiteModel", lite=type(lite).__name__,
-            do="Make one with quantize.convert, or read one with quantize.load.", error=TypeError)
-    require_number("threshold_db", threshold_db)
     inputs = fresh_inputs(graph)
-    samples = take(data, inputs, "quantize.diagnose")
+    samples = take(data, inputs, "data")
     size = sum(np.prod(x.shape[1:]) for *_, outputs in uses(graph) for x in outputs if None not in x.shape[1:])
     samples = [array[:int(np.clip(_MOST_NUMBERS / max(size, 1), 4, _MOST_SAMPLES))] for array in samples]
     stored = _run_file(lite, keras.tree.pack_sequence_as(inputs, samples))
     spots = _Walk(model, samples).spots
     _match_by_kernel(spots, stored, file.kernels(lite.parsed))
     _match_by_values(spots, stored)
-    require(any(spot.tensor for spot in spots), "quantize.diagnose finds no layer of the model in the file",
+    require(any(spot.tensor for spot in spots), "finds no layer of the model in the file",
             model=model.name, do="Pass the model that the file was made of.")
     local = {spot.key: spot for spot in _Walk(model, samples, {spot.key: spot.tensor for spot in spots}).spots}
     return pd.DataFrame([_row(spot, local[spot.key], threshold_db) for spot in spots if spot.is_layer],
@@ -186,7 +184,7 @@ def _run_file(lite, x):
             seen.append(interpreter.get_tensor(detail["index"]))
         return outputs
 
-    run.batches(interpreter, lite.inputs_of(x, "quantize.diagnose"), each=each)
+    run.batches(interpreter, lite.arrays_of(x), each=each)
     return [_tensor(detail, np.concatenate(seen)) for detail, seen in zip(wanted, parts, strict=True)]
 
 

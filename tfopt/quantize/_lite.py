@@ -1,7 +1,6 @@
 """A LiteRT file as an object: run it, measure it, look inside."""
 
 import functools
-import os
 import pathlib
 import threading
 import typing
@@ -9,11 +8,14 @@ import typing
 import numpy as np
 import pandas as pd
 
-from .. import _files
-from .._check import require, require_number
+from .. import _data, _files
+from .._check import BATCH_SIZE, PATH, VERBOSE, Rule, Whole, checked, refusal, require
 from .._keras import keras, tf
 from .._litert import file, run
+from .._typing import Data, PathLike, Verbose
 
+_CONTENT = Rule("the bytes of a .tflite file, as quantize.convert makes them",
+                lambda value: isinstance(value, bytes) and value[4:8] == b"TFL3")
 _MOST = 256                                                # samples that calibrate and check; more change little
 
 
@@ -51,17 +53,13 @@ class LiteModel:
       ((3, 2), True)
     """
 
+    @checked(content=_CONTENT, threads=Whole(low=1))
     def __init__(self, content: bytes, *, threads: int = 1) -> None:
-        require(isinstance(content, bytes) and content[4:8] == b"TFL3",
-                "quantize.LiteModel: `content` must be the bytes of a .tflite file", content=type(content).__name__,
-                do="Make one with quantize.convert, or read one with quantize.load.")
-        require_number("threads", threads, low=1, integer=True)
-        self.content, self._threads = content, int(threads)
+        self.content, self._threads = content, threads
         self._interpreters, self._lock = {}, threading.Lock()
 
     def __repr__(self) -> str:
-        ends = {name: tuple(map(int, detail["shape"])) for name, detail in zip(
-            self._names, self._interpreter.get_input_details(), strict=True)}
+        ends = {x.name: x.shape for x in keras.tree.flatten(self.inputs)}
         return f"<LiteModel {self.report.get('mode', 'of unknown making')}, {self.size:,} bytes, inputs {ends}>"
 
     @property
@@ -104,99 +102,97 @@ class LiteModel:
     def _interpreter(self):
         return self._for_batches_of(None)
 
-    @functools.cached_property
-    def _names(self):
-        return [detail["name"] for detail in self._interpreter.get_input_details()]
-
     def _for_batches_of(self, batch):
         if batch not in self._interpreters:
             try:
                 self._interpreters[batch] = run.interpreter(self.content, batch=batch, num_threads=self._threads)
-            except RuntimeError as error:
-                raise ValueError(f"LiteModel.predict: this file cannot take batches of {batch} ({_reason(error)}). "
-                                 "Leave `batch_size` out.") from None
+            except (RuntimeError, ValueError) as error:
+                raise refusal(f"this file cannot take batches of {batch} ({_reason(error)})",
+                              do="Leave `batch_size` out.") from None
         return self._interpreters[batch]
 
-    def __call__(self, x: typing.Any) -> typing.Any:
+    def __call__(self, x: Data) -> typing.Any:
         """The same as `predict(x)`."""
         return self.predict(x)
 
-    def predict(self, x: typing.Any, *, batch_size: int | None = None, verbose: int | str = 0) -> typing.Any:
+    @checked(batch_size=BATCH_SIZE, verbose=VERBOSE)
+    def predict(self, x: Data, *, batch_size: int | None = None, verbose: Verbose = 0) -> typing.Any:
         """The file's outputs for any number of samples, nested as the Keras model nested them.
 
         Args:
-          x: array (samples, ...); for several inputs a dict by input name or a list in the model's order; or a
-            tf.data.Dataset of batches, of which only the inputs are used.
+          x: array (samples, ...); for several inputs a dict by input name or a list in the model's order; or a data
+            set of batches, of which only the inputs are used.
           batch_size: samples in one run; None for the file's own number. Others resize the file's inputs, which files
             of `quantize.convert` allow if `report["resizable"]`.
-          verbose: 1 shows a progress bar; 0 or "auto" none.
+          verbose: 1 or 2 show a progress bar; 0 or "auto" none.
 
         Raises:
           ValueError: `x` does not fit the file's inputs; the file does not take batches of this size.
         """
-        if batch_size is not None:
-            require_number("batch_size", batch_size, low=1, integer=True)
-        require(verbose in (0, 1, "auto"), 'LiteModel.predict: `verbose` must be 0, 1 or "auto"', verbose=verbose)
-        arrays = self.inputs_of(x, "LiteModel.predict")
+        arrays = self.arrays_of(_data.read(x, self.inputs, name="x", targets="ignored").whole().x)
+        bar = keras.utils.Progbar(None) if verbose in (1, 2) else None
         with self._lock:
-            interpreter = self._for_batches_of(batch_size and int(batch_size))
-            bar = keras.utils.Progbar(None) if verbose == 1 else None
-            outputs = run.batches(interpreter, arrays, tick=(lambda: bar.add(1)) if bar else None)
-        return _nest(self._note.get("outputs", 0 if len(outputs) == 1 else list(range(len(outputs)))), outputs)
+            outputs = run.batches(self._for_batches_of(batch_size), arrays, tick=(lambda: bar.add(1)) if bar else None)
+        return _nest(self._order(len(outputs)), outputs)
 
-    def evaluate(self, x: typing.Any, y: typing.Any = None, sample_weight: typing.Any = None, *,
-                 loss: typing.Any = None, metrics: typing.Any = ("accuracy",),
-                 weighted_metrics: typing.Any = ()) -> dict[str, float]:
+    @checked()
+    def evaluate(self, x: Data, y: typing.Any = None, sample_weight: typing.Any = None, *, loss: typing.Any = None,
+                 metrics: typing.Any = ("accuracy",), weighted_metrics: typing.Any = ()) -> dict[str, float]:
         """Loss and metrics, as `keras.Model.evaluate(..., return_dict=True)` computes them.
 
         Args:
-          x: as for `predict`; or a tf.data.Dataset of (inputs, targets) or (inputs, targets, sample weights).
-          y: targets; None if `x` is a Dataset.
-          sample_weight: weights of the samples in the loss and the weighted metrics; None if `x` is a Dataset.
+          x: as for `predict`; or a data set of (inputs, targets) or (inputs, targets, sample weights).
+          y: targets; None if `x` is a data set.
+          sample_weight: weights of the samples in the loss and the weighted metrics; None if `x` is a data set.
           loss: any Keras loss, by name or object; None leaves it out.
-          metrics: Keras metrics that leave the weights out, as in `compile`; for several outputs a dict by output.
-          weighted_metrics: Keras metrics that take the weights.
+          metrics: Keras metrics that leave the weights out, as in `compile`; for several outputs nested like these, or
+            a list for each of them.
+          weighted_metrics: Keras metrics that take the weights, likewise.
         """
-        if isinstance(x, tf.data.Dataset):
-            require(y is None and sample_weight is None, "LiteModel.evaluate takes targets and sample weights from the "
-                    "Dataset", do="Leave `y` and `sample_weight` out.")
-            x, y, sample_weight = _columns(x)
-        require(y is not None, "LiteModel.evaluate needs targets", y=None,
-                do="Pass `y`, or a tf.data.Dataset of (inputs, targets).")
-        outputs = self.predict(x)
-        pipes = keras.tree.map_structure(lambda array: keras.Input(array.shape[1:], dtype=array.dtype), outputs)
-        through = keras.Model(pipes, keras.tree.map_structure(keras.ops.copy, pipes))
+        require(y is not None or isinstance(x, tf.data.Dataset | keras.utils.PyDataset), "needs targets", y=None,
+                do="Pass `y`, or a data set of (inputs, targets).")
+        parts = (x, y, sample_weight) if sample_weight is not None else (x, y) if y is not None else x
+        data = _data.read(parts, self.inputs, name="x", targets="required").whole()
+        outputs = self.predict(data.x)
+        flat = keras.tree.flatten(outputs)
+        pipes = [keras.Input(array.shape[1:], dtype=array.dtype) for array in flat]
+        through = keras.Model(pipes, keras.tree.pack_sequence_as(outputs, [keras.ops.copy(pipe) for pipe in pipes]))
         nothing = keras.tree.map_structure(lambda _: (lambda y, outputs: 0.0), outputs)
-        metrics, weighted_metrics = (given if isinstance(given, dict) else list(given)
-                                     for given in (metrics, weighted_metrics))
-        through.compile(loss=nothing if loss is None else loss, metrics=metrics, weighted_metrics=weighted_metrics)
-        found = through.evaluate(outputs, y, sample_weight=sample_weight, verbose=0, return_dict=True)
+        through.compile(loss=nothing if loss is None else loss, metrics=_for_each(metrics, outputs),
+                        weighted_metrics=_for_each(weighted_metrics, outputs))
+        found = through.evaluate(flat, data.y, sample_weight=data.sample_weight, verbose=0, return_dict=True)
         return {name: value for name, value in found.items() if loss is not None or not name.endswith("loss")}
 
-    def save(self, path: str | os.PathLike) -> None:
+    @checked(path=PATH)
+    def save(self, path: PathLike) -> None:
         """Writes the file: whole or not at all.
 
         Args:
           path: where to; ends with ".tflite".
         """
         path = pathlib.Path(path)
-        require(path.suffix == ".tflite", "LiteModel.save: `path` must end with .tflite", path=str(path))
+        require(path.suffix == ".tflite", "`path` must end with .tflite", path=str(path))
         _files.write(path, self.content)
 
-    def inputs_of(self, x: typing.Any, caller: str) -> list[np.ndarray]:
-        """`x`, as `predict` takes it, as a list of arrays in the file's order."""
-        details, names, shape = self._interpreter.get_input_details(), self._names, self._note.get("inputs")
-        arrays = [np.asarray(array) for array in flatten(x, names if shape is None else shape, names, caller)]
-        received = [array.shape for array in arrays]
-        expected = [tuple(int(size) for size in detail["shape"][1:]) for detail in details]
-        require([shape[1:] for shape in received] == expected and len({shape[:1] for shape in received}) == 1
-                and received[0][0] > 0, f"{caller} needs one array of shape (samples, ...) for each input",
-                shapes=received,
-                do=f"The file's inputs are {dict(zip(names, expected, strict=True))}, without the samples.")
-        return arrays
+    @functools.cached_property
+    def inputs(self) -> typing.Any:
+        """The file's inputs as KerasTensors, nested as the Keras model nested them."""
+        flat = [keras.KerasTensor((None, *map(int, detail["shape"][1:])), tf.as_dtype(dtype).name, name=detail["name"])
+                for detail, dtype in ((detail, np.float32 if detail["quantization"][0] else detail["dtype"])
+                                      for detail in self._interpreter.get_input_details())]
+        return _nest(self._note.get("inputs", 0 if len(flat) == 1 else list(range(len(flat)))), flat)
+
+    def arrays_of(self, x: typing.Any) -> list[np.ndarray]:
+        """Inputs, nested like `inputs`, as a list in the file's order."""
+        order, arrays = keras.tree.flatten(self._note.get("inputs", 0)), keras.tree.flatten(x)
+        return [arrays[place] for place in np.argsort(order)] if len(order) == len(arrays) else arrays
+
+    def _order(self, count):
+        return self._note.get("outputs", 0 if count == 1 else list(range(count)))
 
 
-def load(path: str | os.PathLike) -> LiteModel:
+@checked(path=PATH)
+def load(path: PathLike) -> LiteModel:
     """LiteRT file reader: a .tflite file, of whatever making.
 
     Args:
@@ -215,78 +211,28 @@ def load(path: str | os.PathLike) -> LiteModel:
       'float16'
     """
     path = pathlib.Path(path)
-    require(path.is_file(), "quantize.load: `path` must be a .tflite file", path=str(path))
-    content = path.read_bytes()
-    require(content[4:8] == b"TFL3", "quantize.load: `path` must be a .tflite file", path=str(path))
+    content = path.read_bytes() if path.is_file() else b""
+    require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path))
     return LiteModel(content)
 
 
-def flatten(x, structure, names, caller):
-    """Inputs as the user nested them (a Dataset's batches joined) -> list in the model's order."""
-    if isinstance(x, tf.data.Dataset):
-        batches = [flatten(_inputs_of(batch, len(names)), structure, names, caller) for batch in x.as_numpy_iterator()]
-        require(batches, f"{caller} needs data, and the Dataset is empty")
-        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    if isinstance(x, dict) and not isinstance(structure, dict):
-        require(set(names) <= set(x), f"{caller}: the inputs' names must be those of the model", received=sorted(x),
-                do=f"They are {names}.")
-        return [x[name] for name in names]
-    return keras.tree.flatten(x) if len(names) > 1 else [_only(x)]
-
-
-def take(calibration, inputs, caller="quantize.convert"):
+def take(calibration, inputs, name="calibration"):
     """At most _MOST samples of the calibration data, as a list of arrays in the model's order."""
-    flat, names = keras.tree.flatten(inputs), [x.name for x in keras.tree.flatten(inputs)]
-    try:
-        if isinstance(calibration, tf.data.Dataset):
-            calibration = calibration.unbatch().take(_MOST).batch(_MOST)
-        arrays = [np.asarray(array)[:_MOST] for array in flatten(calibration, inputs, names, caller)]
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        if isinstance(error, tf.errors.InvalidArgumentError) or "inhomogeneous" in str(error):
-            raise ValueError(f"{caller} needs calibration samples of one size each, and these differ ("
-                             f"{_reason(error)}). Resize or pad them.") from None
-        raise
-    require(len(arrays) == len(flat) and len({array.shape[:1] for array in arrays}) == 1 and arrays[0].size > 0
-            and all(_fits(array.shape, x.shape) for array, x in zip(arrays, flat, strict=True)),
-            f"{caller} needs calibration data of one array of shape (samples, ...) for each input of the model",
-            shapes=[array.shape for array in arrays], do=f"Its inputs are {({x.name: x.shape for x in flat})}.")
-    for name, array in zip(names, arrays, strict=True):
-        require(not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all(),
-                f"{caller} needs calibration data without NaN and infinity", input=name,
-                do="Clean the data: one such value would spoil a range.")
-    return [array.astype(x.dtype) for array, x in zip(arrays, flat, strict=True)]
-
-
-def _fits(shape, expected):
-    return len(shape) == len(expected) and all(b in (None, a) for a, b in zip(shape[1:], expected[1:], strict=True))
-
-
-def _inputs_of(batch, count):
-    """The inputs of a batch: (x,), (x, y) and (x, y, weights) hold them first; (a, b) of a two-input model is all x."""
-    if not isinstance(batch, tuple):
-        return batch
-    return batch if len(batch) == count > 1 and not isinstance(batch[0], tuple | dict) else batch[0]
-
-
-def _columns(dataset):
-    """Inputs, targets and sample weights (or None) of a Dataset, its batches joined."""
-    batches = list(dataset.as_numpy_iterator())
-    require(batches and all(isinstance(batch, tuple) and len(batch) in (2, 3) for batch in batches),
-            "LiteModel.evaluate needs a Dataset of (inputs, targets) or (inputs, targets, sample weights)")
-    columns = [keras.tree.map_structure(lambda *parts: np.concatenate(parts), *column)
-               for column in zip(*batches, strict=True)]
-    return columns if len(columns) == 3 else [*columns, None]
-
-
-def _only(x):
-    """The array of a model with one input, passed bare or wrapped in a list or dict of one."""
-    if isinstance(x, dict) or (isinstance(x, list | tuple) and len(x) == 1 and np.ndim(x[0]) > 1):
-        return keras.tree.flatten(x)[0]
-    return x
+    arrays = _data.read(calibration, inputs, name=name, finite=True, targets="ignored").head(_MOST).x
+    return [np.asarray(array).astype(x.dtype) for array, x in zip(
+        keras.tree.flatten(arrays), keras.tree.flatten(inputs), strict=True)]
 
 
 def _reason(error):
     return str(error).strip().splitlines()[0].split("Node number")[0].rstrip(". ")
+
+
+def _for_each(metrics, outputs):
+    """Metrics for each output, where the same list is given for all."""
+    if isinstance(metrics, dict) or not isinstance(outputs, dict | list):
+        return metrics if isinstance(metrics, dict) else list(metrics)
+    same = all(not isinstance(metric, dict | list | tuple | None) for metric in metrics)
+    return keras.tree.map_structure(lambda _: list(metrics), outputs) if same else list(metrics)
 
 
 def _nest(structure, values):

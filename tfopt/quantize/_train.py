@@ -1,15 +1,15 @@
 """Quantization-aware training: the model rounds as LiteRT will, while it learns."""
 
 import contextlib
-import typing
 import warnings
 
 import numpy as np
 import pandas as pd
 
 from .. import _models
-from .._check import require
+from .._check import MODEL, WHERE, OneOf, checked, require
 from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
+from .._typing import Data, Where
 from ._graph import Graph
 from ._layers import Range, RoundedKernel, observing, unrounded
 from ._lite import take
@@ -49,7 +49,8 @@ class Quantized(Functional):
         return {**super().get_config(), "rows": [list(row) for row in self.rows]}
 
 
-def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: typing.Any = None) -> Quantized:
+@checked(model=MODEL, bits=OneOf(8), preserve=OneOf("sparsity", "clusters", "both"), where=WHERE)
+def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: Where = None) -> Quantized:
     """Quantization-aware training (QAT): a copy of the model that rounds to eight bits as LiteRT will.
 
         x -> scale * round(x / scale),   scale = range / 255 for activations, max|w| / 127 for kernels
@@ -91,18 +92,16 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     Reference:
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
-    if bits != 8:
-        raise ValueError(f"quantize.wrap: `bits` must be 8. Received: bits={bits!r}. Leave it out.")
-    require(preserve in (None, "sparsity", "clusters", "both"),
-            'quantize.wrap: `preserve` must be None, "sparsity", "clusters" or "both"', preserve=preserve)
     graph = _graph(model, where, "quantize.wrap")
+    require(any(use.kind not in ("float", "pass") for use in graph.uses), "finds no layer that it can quantize",
+            model=model.name, do="`quantize.plan` says why; quantize.convert makes files of any layers.")
     _say_float32(model)
     with same_randomness(), _models.scope_of(model), _layers_in_float32():
         prepared = Prepared(graph, preserve)
         new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
         prepared.fill()
     require(preserve is None or any(layer.preserves for layer in new.rounded().values()),
-            f'quantize.wrap finds nothing to preserve with preserve="{preserve}"', model=model.name,
+            f'finds nothing to preserve with preserve="{preserve}"', model=model.name,
             do="Prune or cluster the model and strip it before; or leave `preserve` out.")
     if not model.trainable:
         new.trainable = False
@@ -112,7 +111,8 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     return new
 
 
-def plan(model: keras.Model, *, where: typing.Any = None) -> pd.DataFrame:
+@checked(model=MODEL, where=WHERE)
+def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
     """Quantization plan: what `wrap` would do with each layer, read from the graph without building anything.
 
     Args:
@@ -135,12 +135,11 @@ def plan(model: keras.Model, *, where: typing.Any = None) -> pd.DataFrame:
     return pd.DataFrame(_graph(model, where, "quantize.plan").table(), columns=COLUMNS)
 
 
-def calibrate(model: keras.Model, data: typing.Any) -> Quantized:
+@checked(model=MODEL)
+def calibrate(model: keras.Model, data: Data) -> Quantized:
     """Calibration of activation ranges: a copy of a model from `wrap`, with the ranges of what runs through it.
 
-    Each activation's range becomes the smallest and the largest value seen. The model runs once as in inference and
-    once as in training: where the latter makes values over twice as large, because BatchNormalization has not learned
-    its statistics yet, its range is taken.
+    Each activation's range becomes the smallest and the largest value seen in inference.
 
     Args:
       model: what `wrap` returned; it is only read.
@@ -164,22 +163,14 @@ def calibrate(model: keras.Model, data: typing.Any) -> Quantized:
     Reference:
       Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342
     """
-    require(isinstance(model, Quantized), "quantize.calibrate needs a model that came from quantize.wrap",
+    require(isinstance(model, Quantized), "needs a model that came from quantize.wrap",
             model=_models.describe(model), do="Call quantize.wrap(model), and pass what it returns.")
     inputs = fresh_inputs(graph_of(model))
-    samples = take(data, inputs, "quantize.calibrate")
+    samples = take(data, inputs, "data")
     with same_randomness(), _models.scope_of(model):
         copied = _models.copy(model)
         new = Quantized(copied.input, copied.output, name=model.name, rows=model.plan.values.tolist())
-        kept = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
-        seen = [_extremes(new, inputs, samples, training) for training in (False, True)]
-        for variable, value in zip(new.variables, kept, strict=True):
-            variable.assign(value)
-    for layer in new.layers:
-        if isinstance(layer, Range):
-            found, wide = (values[layer.name] for values in seen)
-            # Narrow ranges would clip nearly all of what such a layer makes in training, and the gradients explode.
-            low, high = wide if np.ptp(wide) > 2 * np.ptp(found) else found
+        for layer, (low, high) in _extremes(new, inputs, samples).items():
             layer.low.assign(low)
             layer.high.assign(high)
     if not model.trainable:
@@ -188,8 +179,8 @@ def calibrate(model: keras.Model, data: typing.Any) -> Quantized:
     return new
 
 
-def _extremes(model, inputs, samples, training):
-    """{name of a Range: (low, high) of what runs through it}."""
+def _extremes(model, inputs, samples):
+    """{Range: (low, high) of what runs through it}."""
     seen = {}
 
     def note(layer, x):
@@ -198,12 +189,13 @@ def _extremes(model, inputs, samples, training):
     with observing(note):
         for start in range(0, len(samples[0]), 32):
             batch = [tf.constant(array[start:start + 32]) for array in samples]
-            model(keras.tree.pack_sequence_as(inputs, batch), training=training)
-    return {layer.name: (np.min(values), np.max(values)) for layer, values in seen.items()}
+            with keras.StatelessScope():                   # random states stay
+                model(keras.tree.pack_sequence_as(inputs, batch), training=False)
+    return {layer: (np.min(values), np.max(values)) for layer, values in seen.items()}
 
 
 def _graph(model, where, caller):
-    require(not isinstance(model, Quantized), f"{caller} needs a plain model", model=type(model).__name__,
+    require(not isinstance(model, Quantized), "needs a plain model", model=type(model).__name__,
             do="It came from quantize.wrap already: train it, and convert it with quantize.convert.")
     _models.require_graph(model, caller)
     chosen = None
@@ -212,10 +204,7 @@ def _graph(model, where, caller):
         able = {id(layer) for path, layer in _models.layers(model).items() if path in able_paths}
         chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
                                     what="layer that can be quantized"))
-    graph = Graph(model, chosen)
-    require(any(use.kind != "float" for use in graph.uses), f"{caller} finds no layer that it can quantize",
-            model=model.name, do="Recurrent layers and layers of several outputs stay in float: use quantize.convert.")
-    return graph
+    return Graph(model, chosen)
 
 
 @contextlib.contextmanager
