@@ -37,7 +37,8 @@ def adapted(layer, x):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize(("shape", "options"), [((8,), {}), ((10, 3), {}), ((8, 8, 3), {}), ((8, 8, 3), {"axis": None})])
+@pytest.mark.parametrize(("shape", "options"), [((8,), {}), ((10, 3), {}), ((8, 8, 3), {}),
+                                                ((8, 8, 3), {"axis": None})])
 def test_adapted_normalization(shape, options, nested, rng):
     x = rng.normal(50, 20, size=(64, *shape)).astype("float32")
     norm = adapted(layers.Normalization(**options), x)
@@ -58,7 +59,7 @@ def test_a_statistic_that_is_lost_is_seen(monkeypatch, rng):
 
     def fill(prepared):
         own(prepared)
-        norm = next(layer for layer, _ in prepared.weights if isinstance(layer, layers.Normalization))
+        norm = next(new for _, new in prepared.copies if isinstance(new, layers.Normalization))
         norm.mean += [0] * 7 + [1]
 
     monkeypatch.setattr(Prepared, "fill", fill)

@@ -347,8 +347,8 @@ def _array(data, form):
         array = np.asarray(data)
     except (ValueError, TypeError, NotImplementedError):
         raise refusal(f"`{form.name}` must hold dense arrays of one shape", **{form.name: data}) from None
-    if array.dtype == object and array.size and all(isinstance(item, str) for item in array.flat):
-        array = array.astype(str)
+    if array.dtype == object and set(map(type, array.flat)) in ({str}, {bytes}):           # TensorFlow's are bytes
+        array = array.astype(type(array.flat[0]))
     require(array.dtype.kind in "biufcSUV" and array.ndim, f"`{form.name}` must hold arrays, examples first",
             do=_FORMS, **{form.name: data})
     return array.astype(keras.config.floatx(), copy=False) if array.dtype.kind == "f" else array

@@ -64,9 +64,9 @@ def copy(model, *, change=None, call=None, shape=None, value=lambda variable: va
         inputs = fresh_inputs(graph_of(owner), shape or (lambda x: x.shape))
         if isinstance(owner, keras.Sequential) and call is None:
             return _graph_model(owner, [inputs, *map(clone, owner.layers)])
-        require(not isinstance(owner, keras.Sequential) or not _own_methods(owner),
+        require(not isinstance(owner, keras.Sequential) or not own_methods(owner),
                 "the Sequential would become a Functional model and lose what its class does",
-                model=describe(owner), methods=_own_methods(owner), do="Build it with keras.Model(inputs, outputs).")
+                model=describe(owner), methods=own_methods(owner), do="Build it with keras.Model(inputs, outputs).")
         return _graph_model(owner, inputs, replay(graph_of(owner), inputs, clone, functools.partial(_use, pairs, call)))
 
     with same_randomness(), scope_of(model), _policy(dtype):
@@ -266,7 +266,7 @@ def _use(pairs, call, op, *args, **kwargs):
     return op(*args, **kwargs) if call is None else call(op, *args, **kwargs)
 
 
-def _own_methods(model):
+def own_methods(model):
     """What a class of the user's does otherwise than Keras' models."""
     return sorted({name for kind in type(model).__mro__ if not kind.__module__.startswith(_LIBRARIES)
                    for name in _BEHAVIOR if name in vars(kind)})
@@ -285,8 +285,8 @@ def _is_graph(layer, rewrites):
     """Is a layer copied as a graph? Otherwise, as a class that builds its graph itself, it is made from its config."""
     if graph_of(layer) is None or _takes_graph(layer):
         return graph_of(layer) is not None
-    require(not (rewrites and _own_methods(layer)), "a graph that a class builds itself cannot be changed",
-            model=describe(layer), methods=_own_methods(layer), do="Let its constructor take (inputs, outputs, "
+    require(not (rewrites and own_methods(layer)), "a graph that a class builds itself cannot be changed",
+            model=describe(layer), methods=own_methods(layer), do="Let its constructor take (inputs, outputs, "
             "**kwargs), or pass keras.Model(model.inputs, model.outputs), which does without these methods.")
     return rewrites
 

@@ -117,7 +117,7 @@ class Graph:
 
     def _enter(self, inner, op, given, prefix):
         """The inputs of a nested model, in the dtypes it declares."""
-        require(len(given) == len(inner.inputs), "quantize: a nested model must be called with its inputs alone",
+        require(len(given) == len(inner.inputs), "a nested model must be called with its inputs alone",
                 model=op.name, do="Let the masks of its inputs come from Masking or Embedding layers.")
         for x, start in zip(given, inner.inputs, strict=True):
             if x is None or x.dtype == start.dtype or (x.is_float and "float" in start.dtype):
@@ -217,7 +217,7 @@ class Graph:
         return use.kind == "kernel" and called(use.op.activation) not in ("linear", "relu")
 
     def table(self):
-        """[[path, class, parameters, affected, status, why]] of every use, a shared one once."""
+        """Rows for `_models.table` of every use, a shared one once."""
         rows = {}
         for use in self.uses:
             if not isinstance(use.op, keras.layers.Layer) and not use.outputs[0].is_float:
@@ -225,11 +225,12 @@ class Graph:
             parameters = [math.prod(weight.shape) for weight in getattr(use.op, "weights", ())]
             affected = sum(math.prod(kernel.shape) for kernel in kernels_of(use.op)) if use.kind == "kernel" else 0
             status = "skipped" if use.kind in ("float", "output") else "selected"
-            rows.setdefault(use.path, [use.path, type(use.op).__name__, sum(parameters), affected, status, use.why])
+            rows.setdefault(use.path, {"layer": use.path, "class": type(use.op).__name__, "parameters": sum(parameters),
+                                       "affected": affected, "status": status, "why": use.why})
             if self.splits(use) and called(use.op.activation) not in ACTIVATIONS:
                 path = f"{use.path} (its activation)"
                 name = getattr(use.op.activation, "__name__", type(use.op.activation).__name__)
-                rows.setdefault(path, [path, name, 0, 0, "skipped", _OUTPUT])
+                rows.setdefault(path, {"layer": path, "class": name, "parameters": 0, "affected": 0, "why": _OUTPUT})
         return list(rows.values())
 
 

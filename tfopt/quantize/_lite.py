@@ -219,7 +219,7 @@ def load(path: PathLike) -> LiteModel:
 def take(calibration, inputs, name="calibration"):
     """At most _MOST samples of the calibration data, as a list of arrays in the model's order."""
     arrays = _data.read(calibration, inputs, name=name, finite=True, targets="ignored").head(_MOST).x
-    return [np.asarray(array).astype(x.dtype) for array, x in zip(
+    return [array if x.dtype == "string" else np.asarray(array).astype(x.dtype) for array, x in zip(
         keras.tree.flatten(arrays), keras.tree.flatten(inputs), strict=True)]
 
 

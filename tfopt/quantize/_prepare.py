@@ -6,7 +6,6 @@ from .. import _models
 from .._keras import fresh_inputs, fresh_operation, graph_of, keras
 from ._graph import ACTIVATIONS, Value, called, free
 from ._layers import ROUNDED, Range, RoundedKernel
-from ._temporary import recreate
 
 layers = keras.layers
 _values = keras.ops.convert_to_numpy
@@ -38,7 +37,7 @@ class Prepared:
 
     def __init__(self, graph, preserve=None):
         self.graph, self.preserve = graph, preserve
-        self.taken, self.made, self.tensors, self.weights = set(), {}, {}, []
+        self.taken, self.made, self.tensors, self.weights, self.copies = set(), {}, {}, [], []
         original = graph_of(graph.model)
         self.inputs = fresh_inputs(original)
         for value, new in zip(graph.inputs, keras.tree.flatten(self.inputs), strict=True):
@@ -52,14 +51,13 @@ class Prepared:
 
     def fill(self):
         """Gives the layers the user's weights, and starts the rounding of the kernels from them."""
+        for old, new in self.copies:
+            _models.transfer(old, new, dtype="float32")
         for layer, weights in self.weights:
-            rounded = isinstance(layer, RoundedKernel)
-            for target, source in zip(layer.variables, weights, strict=not rounded):
+            for target, source in zip(layer.variables, weights, strict=not isinstance(layer, RoundedKernel)):
                 target.assign(source)
-            if rounded:
+            if isinstance(layer, RoundedKernel):
                 layer.start_rounding()
-            elif hasattr(layer, "finalize_state"):
-                layer.finalize_state()
 
     def apply(self, use):
         for x in use.inputs:
@@ -131,9 +129,15 @@ class Prepared:
         return self.layer(use, part, make, weights)
 
     def plain(self, use):
-        if not isinstance(use.op, keras.layers.Layer):
-            return self.layer(use, "", lambda name: fresh_operation(use.op))
-        return self.layer(use, "", lambda name: remade(use.op, name), use.op.variables)
+        """The operation itself, again; a layer in float32."""
+        def make(name):
+            if not isinstance(use.op, keras.layers.Layer):
+                return fresh_operation(use.op)
+            new = _models.recreate(use.op, dtype="float32", name=name)
+            self.copies.append((use.op, new))
+            return new
+
+        return self.layer(use, "", make)
 
     def fold(self, use, x):
         return self.round_if(use, self.on_four_axes(use, self.plain(use), x))
@@ -231,16 +235,11 @@ class Prepared:
         return x
 
 
-def remade(layer, name):
-    """A copy of a layer that computes in float32, under another name."""
-    return recreate(layer, dtype="float32", name=name)
-
-
 def in_float32(model):
     """`model`, or a copy that computes in float32 where it does not: LiteRT has no bfloat16."""
     if graph_of(model) is None or all(x.dtype_policy.name == "float32" for x in _models.layers(model).values()):
         return model
-    return _models.copy(model, change=lambda layer: remade(layer, layer.name))
+    return _models.copy(model, dtype="float32")
 
 
 def preserved(kernel, preserve):

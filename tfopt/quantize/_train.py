@@ -11,12 +11,9 @@ from .._check import MODEL, WHERE, OneOf, checked, require
 from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from .._typing import Data, Where
 from ._graph import Graph
-from ._layers import Range, RoundedKernel, observing, unrounded
+from ._layers import RoundedKernel, observing, unrounded
 from ._lite import take
 from ._prepare import Prepared
-from ._temporary import compare
-
-COLUMNS = ["layer", "class", "parameters", "affected", "status", "why"]
 
 
 @serializable
@@ -34,19 +31,19 @@ class Quantized(Functional):
 
     def __init__(self, inputs, outputs, name=None, *, rows=(), **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
-        self.rows = [list(row) for row in rows]
+        self.rows = [dict(row) for row in rows]
 
     @property
     def plan(self):
         """What was done to each layer of the model that was wrapped; see `quantize.plan`."""
-        return pd.DataFrame(self.rows, columns=COLUMNS)
+        return _models.table(self.rows)
 
     def rounded(self):
         """{name: layer} of the layers whose kernel is rounded."""
         return {layer.name: layer for layer in self.layers if isinstance(layer, RoundedKernel)}
 
     def get_config(self):
-        return {**super().get_config(), "rows": [list(row) for row in self.rows]}
+        return {**super().get_config(), "rows": [dict(row) for row in self.rows]}
 
 
 @checked(model=MODEL, bits=OneOf(8), preserve=OneOf("sparsity", "clusters", "both"), where=WHERE)
@@ -92,10 +89,16 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     Reference:
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
+    own = _models.own_methods(model)
+    require(not own, "what a class of your own does would be lost", model=_models.describe(model), methods=own,
+            do="Wrap keras.Model(model.inputs, model.outputs), and train the result with a train_step of its own.")
     graph = _graph(model, where, "quantize.wrap")
     require(any(use.kind not in ("float", "pass") for use in graph.uses), "finds no layer that it can quantize",
             model=model.name, do="`quantize.plan` says why; quantize.convert makes files of any layers.")
-    _say_float32(model)
+    half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
+    if half:
+        warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped "
+                      "model computes in float32 before it rounds.", stacklevel=3)
     with same_randomness(), _models.scope_of(model), _layers_in_float32():
         prepared = Prepared(graph, preserve)
         new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
@@ -106,7 +109,7 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     if not model.trainable:
         new.trainable = False
     with unrounded():
-        compare(model, new, "quantize.wrap")
+        _models.compare(model, new, tolerance=0.05 if half else 1e-4)
     new.original = _Untracked(model)
     return new
 
@@ -132,7 +135,7 @@ def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
       >>> quantize.plan(model)[["layer", "status"]].values.tolist()
       [['rnn', 'skipped'], ['out', 'selected']]
     """
-    return pd.DataFrame(_graph(model, where, "quantize.plan").table(), columns=COLUMNS)
+    return _models.table(_graph(model, where, "quantize.plan").table())
 
 
 @checked(model=MODEL)
@@ -168,13 +171,10 @@ def calibrate(model: keras.Model, data: Data) -> Quantized:
     inputs = fresh_inputs(graph_of(model))
     samples = take(data, inputs, "data")
     with same_randomness(), _models.scope_of(model):
-        copied = _models.copy(model)
-        new = Quantized(copied.input, copied.output, name=model.name, rows=model.plan.values.tolist())
+        new = _models.copy(model)
         for layer, (low, high) in _extremes(new, inputs, samples).items():
             layer.low.assign(low)
             layer.high.assign(high)
-    if not model.trainable:
-        new.trainable = False
     new.original = model.original
     return new
 
@@ -202,7 +202,7 @@ def _graph(model, where, caller):
     if where is not None:
         able_paths = {use.path for use in Graph(model).uses if use.kind != "float"}
         able = {id(layer) for path, layer in _models.layers(model).items() if path in able_paths}
-        chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
+        chosen = set(_models.select(model, where, able=lambda layer: id(layer) in able,
                                     what="layer that can be quantized"))
     return Graph(model, chosen)
 
@@ -216,13 +216,6 @@ def _layers_in_float32():
         yield
     finally:
         keras.config.set_dtype_policy(policy)
-
-
-def _say_float32(model):
-    half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
-    if half:
-        warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped "
-                      "model computes in float32 before it rounds.", stacklevel=3)
 
 
 class _Untracked:
