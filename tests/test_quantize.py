@@ -248,7 +248,7 @@ def test_refusals(images):
         quantize.convert(model, "int8")
     with pytest.raises(ValueError, match="convert: `calibration` must hold x of the shape"):
         quantize.convert(model, "int8", calibration=images[0])
-    with pytest.raises(TypeError, match="needs a Keras 3 model"):
+    with pytest.raises(TypeError, match="must be a Keras 3 model"):
         quantize.convert("model.keras", "int8")
     lite = quantize.convert(model, "float32")
     with pytest.raises(ValueError, match="predict: `x` must hold x of the shape"):

@@ -4,8 +4,9 @@ import json
 
 import flatbuffers
 import numpy as np
-import pandas as pd
 from ai_edge_litert import schema_py_generated as schema
+
+from .._tables import Frame
 
 _METADATA = b"tfopt"
 _OPS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -88,7 +89,7 @@ def operations(model):
                          "dtype": next((dtype for dtype in moving if dtype in _FLOATS), moving[-1] if moving else ""),
                          "weights": _TYPES[weights.type] if weights is not None else "",
                          "macs": _macs(kind, inputs, outputs)})
-    return pd.DataFrame(rows, columns=["op", "name", "dtype", "weights", "macs"])
+    return Frame(rows, columns=["op", "name", "dtype", "weights", "macs"])
 
 
 def integer(table):

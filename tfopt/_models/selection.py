@@ -2,10 +2,9 @@
 
 import math
 
-import pandas as pd
-
 from .._check import require
 from .._keras import graph_of, keras
+from .._tables import Frame
 from .describe import Verbatim
 
 
@@ -104,7 +103,7 @@ def table(rows, more=()):
     A row with a reason `why` is "skipped", unless it brings a `status` of its own.
     """
     columns = ["layer", "class", "parameters", "affected", *more, "status", "why"]
-    return pd.DataFrame([{"status": "skipped" if row["why"] else "selected", **row} for row in rows], columns=columns)
+    return Frame([{"status": "skipped" if row["why"] else "selected", **row} for row in rows], columns=columns)
 
 
 def _count(shapes):

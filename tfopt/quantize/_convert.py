@@ -195,7 +195,7 @@ def _choose(converter, mode, samples, function):
     if mode == "float16":
         spec.supported_types = [tf.float16]
     if mode in ("int8", "int16x8"):
-        if mode == "int8" and not _holds_indices(function):
+        if mode == "int8" and not _wants_floats(function):
             converter.inference_input_type = converter.inference_output_type = tf.int8
         if samples is not None:
             loops = [op.name for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
@@ -208,10 +208,15 @@ def _choose(converter, mode, samples, function):
                 [array[start:start + step] for array in samples] for start in range(0, len(samples[0]), step))
 
 
-def _holds_indices(function):
-    """Does a float input hold whole numbers, as those of Embedding may? Eight bits would change them."""
-    return any(op.type == "Cast" and op.outputs[0].dtype.is_integer and op.inputs[0].op.type == "Placeholder"
-               for op in function.graph.get_operations())
+def _wants_floats(function):
+    """Would eight bits at the ends change what an input tells: indices, as for Embedding, or where a mask is?"""
+    for source in function.inputs:
+        takers = source.consumers()
+        rounded = [op for op in takers if op.type.startswith("FakeQuant")]
+        if (rounded and len(rounded) < len(takers)) or any(
+                op.type == "Cast" and op.outputs[0].dtype.is_integer for op in takers):
+            return True
+    return False
 
 
 class _Signature:

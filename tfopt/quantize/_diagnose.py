@@ -10,6 +10,7 @@ from .. import _models
 from .._check import MODEL, Instance, Number, checked, require
 from .._keras import fresh_inputs, graph_of, keras, mask_of, set_mask, tf, uses
 from .._litert import file, match, run
+from .._tables import Frame
 from .._typing import Data
 from ._lite import LiteModel, take
 from ._train import Quantized
@@ -95,7 +96,7 @@ def diagnose(model: keras.Model, lite: LiteModel, data: Data, *, threshold_db: f
     require(any(spot.tensor for spot in spots), "finds no layer of the model in the file",
             model=model.name, do="Pass the model that the file was made of.")
     local = {spot.key: spot for spot in _Walk(model, samples, {spot.key: spot.tensor for spot in spots}).spots}
-    return pd.DataFrame([_row(spot, local[spot.key], threshold_db) for spot in spots if spot.is_layer],
+    return Frame([_row(spot, local[spot.key], threshold_db) for spot in spots if spot.is_layer],
                         columns=["layer", "class", "tensor", "snr", "own", "status", "why", "do"])
 
 

@@ -51,6 +51,7 @@ class Range(ConfigFromArguments, keras.layers.Layer):
             for name, value in zip(("low", "high"), self._quantizer.start, strict=True))
 
     def call(self, x, training=None):
+        x = keras.ops.cast(x, self.compute_dtype)          # lookups say float, and make int64
         observer = _observer.get()
         if observer is not None and tf.executing_eagerly():
             observer(self, x)

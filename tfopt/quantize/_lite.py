@@ -12,6 +12,7 @@ from .. import _data, _files
 from .._check import BATCH_SIZE, PATH, VERBOSE, Rule, Whole, checked, refusal, require
 from .._keras import keras, tf
 from .._litert import file, run
+from .._tables import Frame
 from .._typing import Data, PathLike, Verbose
 
 _CONTENT = Rule("the bytes of a .tflite file, as quantize.convert makes them",
@@ -90,10 +91,10 @@ class LiteModel:
     @property
     def plan(self) -> pd.DataFrame:
         if "plan" in self._note:
-            return pd.DataFrame(self._note["plan"])
+            return Frame(self._note["plan"])
         table = self.ops[file.computing(self.ops)]
         whole = file.integer(table)
-        return pd.DataFrame({
+        return Frame({
             "layer": table["name"], "class": table["op"], "status": np.where(whole, "selected", "skipped"),
             "why": np.where(whole, "", np.where(table["weights"].isin(["int8", "float16"]),
                                                 table["weights"] + " weights, float arithmetic", "computes in float"))})

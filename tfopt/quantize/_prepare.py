@@ -77,13 +77,13 @@ class Prepared:
 
     def taken_by(self, use, x):
         tensor = self.tensors[id(x)]
-        return tensor.raw if tensor.given and (use.kind == "float" or _wants_raw(use)) else tensor.current
+        return tensor.raw if tensor.given and (use.kind == "float" or _wants_raw(use, tensor)) else tensor.current
 
     def demand(self, use, x):
         """Sees to it that an input of `use` is rounded."""
         tensor = self.tensors[id(x)]
         joined = x.maker is not None and self.graph.joined(x.maker) is use
-        if not tensor.rounded and not joined and x.is_float and not _wants_raw(use):
+        if not tensor.rounded and not joined and x.is_float and not _wants_raw(use, tensor):
             kind = "all" if tensor.given else "mean"
             tensor.current = self.round(tensor.current, tensor.given or _name(x.maker), kind)
             tensor.rounded = True
@@ -263,6 +263,7 @@ def _name(use):
     return use.path.replace("/", ".")
 
 
-def _wants_raw(use):
-    """Indices, and columns of very different size, would not survive eight bits."""
-    return use.kind == "output" and isinstance(use.op, layers.Embedding | layers.Normalization)
+def _wants_raw(use, tensor):
+    """Does it compute in float on what eight bits would change: indices, or columns of very different size?"""
+    return use.kind == "output" and (
+        tensor.given is not None or isinstance(use.op, layers.Embedding | layers.Normalization))

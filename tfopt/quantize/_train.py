@@ -89,10 +89,9 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     Reference:
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
-    own = _models.own_methods(model)
+    graph, own = _graph(model, where, "quantize.wrap"), _models.own_methods(model)
     require(not own, "what a class of your own does would be lost", model=_models.describe(model), methods=own,
             do="Wrap keras.Model(model.inputs, model.outputs), and train the result with a train_step of its own.")
-    graph = _graph(model, where, "quantize.wrap")
     require(any(use.kind not in ("float", "pass") for use in graph.uses), "finds no layer that it can quantize",
             model=model.name, do="`quantize.plan` says why; quantize.convert makes files of any layers.")
     half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
@@ -202,7 +201,7 @@ def _graph(model, where, caller):
     if where is not None:
         able_paths = {use.path for use in Graph(model).uses if use.kind != "float"}
         able = {id(layer) for path, layer in _models.layers(model).items() if path in able_paths}
-        chosen = set(_models.select(model, where, able=lambda layer: id(layer) in able,
+        chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
                                     what="layer that can be quantized"))
     return Graph(model, chosen)
 
