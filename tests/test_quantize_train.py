@@ -489,7 +489,7 @@ def test_refusals():
         own(np.zeros((1, 2)))
         with pytest.raises(ValueError, match="functional or Sequential"):
             caller(own)
-        with pytest.raises(TypeError, match=r"needs a Keras 3 model.*tf_keras"):
+        with pytest.raises(TypeError, match=r"must be a Keras 3 model.*tf_keras"):
             caller(tf_keras.Sequential([tf_keras.layers.Dense(2)]))
         with pytest.raises(ValueError, match="must choose at least one layer that can be quantized"):
             caller(model, where=lambda layer: False)
