@@ -16,7 +16,7 @@ import numbers
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 NO = object()                                              # what a constraint returns of a value that breaks it
@@ -379,7 +379,7 @@ def checked(**constraints: Constraint) -> Callable[[F], F]:
                 raise
 
         call.__signature__ = signature                     # Keras reads it without following __wrapped__
-        return call
+        return cast(F, call)
 
     return decorate
 

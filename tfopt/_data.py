@@ -241,7 +241,7 @@ class Stream:
     def dataset(self, batch_size: int | None = None) -> tf.data.Dataset:
         """A tf.data.Dataset of the batches, as `fit` takes it: x, (x, y) or (x, y, sample_weight)."""
         if isinstance(self.source, tf.data.Dataset):
-            return self.source.map(lambda *element: self._arranged(element if len(element) > 1 else element[0]))
+            return self.source.map(lambda *element: self._arranged(element[0] if len(element) == 1 else element))
         first = _in_tuples(_trimmed(next(self.batches())))
         signature = keras.tree.map_structure(lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), first)
         return tf.data.Dataset.from_generator(lambda: map(_in_tuples, map(_trimmed, self.batches())),
@@ -363,7 +363,7 @@ def _shapes(data):
 def _trimmed(parts):
     """x, (x, y) or (x, y, sample_weight)."""
     kept = tuple(itertools.takewhile(lambda part: part is not None, parts))
-    return kept if len(kept) > 1 else kept[0]
+    return kept[0] if len(kept) == 1 else kept
 
 
 def _in_tuples(parts):

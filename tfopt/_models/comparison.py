@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import typing
 
 import numpy as np
 
@@ -34,9 +35,10 @@ def compare(model, made, *, inputs=None, value=None, tolerance=1e-4):
     Raises:
       RuntimeError: the two differ.
     """
+    expected = None
     if inputs is None:
         inputs, expected = _example(model)
-    if inputs is not None and value is not None:
+    if expected is None or value is not None:
         expected = outputs_of(model, inputs, value=value)
     return require_close(expected, outputs_of(made, inputs), tolerance=tolerance)
 
@@ -111,7 +113,8 @@ def _example(model):
     is_open = graph_of(model) is None or any(None in x.shape[1:] for x in flat)
     facts = _facts(model) if graph_of(model) is not None else [Facts() for _ in flat]
     rows = next((x.shape[0] for x in flat if x.shape[0]), 2 if any(len(x.shape) > 3 for x in flat) else 3)
-    found, problem = None, None
+    found: typing.Any = None
+    problem = None
     for side, style in itertools.product(_OPEN if is_open else _OPEN[:1], _STYLES):
         rng = np.random.default_rng(0)
         values = [_values(x, fact, rng, rows, side, style) for x, fact in zip(flat, facts, strict=True)]

@@ -148,7 +148,7 @@ class CutMix(Mix):
 
     def mix(self, images: tf.Tensor, labels: tf.Tensor, u: tf.Tensor,
             key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        height, width = images.shape[1:3]
+        height, width = map(int, images.shape[1:3])
         partner = partners(key)
         side = tf.sqrt(1 - tf.where(self.acts(u), self.share(u[:, 1]), 1.0))
         ends = []

@@ -84,16 +84,16 @@ class Pipeline(keras.layers.Layer):
                  value_range: tuple[float, float] = (0, 255), output_range: tuple[float, float] | None = None,
                  fill_value: float = 0.0, jit_compile: bool = True, **kwargs: typing.Any):
         super().__init__(**kwargs)
-        ops = list(ops) if isinstance(ops, list | tuple) else [ops]
-        for op in ops:
+        listed = [ops] if isinstance(ops, Op) else list(ops)
+        for op in listed:
             _require_kind(op)
-        order = [2 if isinstance(op, _mix.Mix) else isinstance(op, Normalize) for op in ops]
+        order = [2 if isinstance(op, _mix.Mix) else isinstance(op, Normalize) for op in listed]
         require(order == sorted(order) and order.count(1) <= 1,
                 "Normalize comes after all other operations (once), and MixUp and CutMix after it",
-                ops=[type(op).__name__ for op in ops], do="Move them to the end.")
+                ops=[type(op).__name__ for op in listed], do="Move them to the end.")
         require(output_range is None or 1 not in order, "Normalize decides on the range of the views",
                 output_range=output_range, do="Leave `output_range` or Normalize out.")
-        self.ops, self.seed, self.fill_mode, self.fill_value = ops, seed, fill_mode, float(fill_value)
+        self.ops, self.seed, self.fill_mode, self.fill_value = listed, seed, fill_mode, float(fill_value)
         self.value_range = tuple(map(float, value_range))
         self.output_range = output_range and tuple(map(float, output_range))
         self.jit_compile = jit_compile
@@ -160,7 +160,7 @@ class Pipeline(keras.layers.Layer):
                 "labels go into the dict", labels=labels)
         parts = (images,) if labels is None else (images, labels)
         views = self._augment(element_of(parts), epoch=epoch, index=index, dtype=dtype)
-        return views if len(views) > 1 else views[0]
+        return views[0] if len(views) == 1 else views
 
     @checked()
     def map(self, *element: typing.Any) -> typing.Any:
@@ -173,15 +173,15 @@ class Pipeline(keras.layers.Layer):
         Returns:
           The same without the index.
         """
-        index = None
+        index, parts = None, element
         if len(element) == 2 and _is_index(element[0]):
-            index, *element = element
-        while len(element) == 1 and isinstance(element[0], tuple | list):
-            element = element[0]
-        require(1 <= len(element) <= 3, "it takes images, (images, labels), (images, labels, weights) or a dict",
-                parts=len(element))
-        views = self._augment(element_of(element), index=index, counting=True)
-        return views if len(views) > 1 else views[0]
+            index, *parts = element
+        while len(parts) == 1 and isinstance(parts[0], tuple | list):
+            parts = parts[0]
+        require(1 <= len(parts) <= 3, "it takes images, (images, labels), (images, labels, weights) or a dict",
+                parts=len(parts))
+        views = self._augment(element_of(parts), index=index, counting=True)
+        return views[0] if len(views) == 1 else views
 
     def _augment(self, element, *, epoch=None, index=None, training=True, counting=False, dtype=None):
         """The parts of an element, augmented; `counting` takes the epoch from how often an example has come by."""
@@ -314,7 +314,7 @@ def _check_values(images, low, high):
     inside = (least >= low - slack) & (most <= high + slack)
     unlike = (most <= 1) & (least >= -1) & fractions if high > 2 else tf.constant(False)
     for ok, rule in ((inside, "the images must lie within `value_range`"),
-                     (~unlike, "these images look like 0 .. 1 or -1 .. 1, not like `value_range`")):
+                     (tf.logical_not(unlike), "these images look like 0 .. 1 or -1 .. 1, not like `value_range`")):
         if tf.executing_eagerly():
             require(ok, rule, value_range=(low, high), found=(float(least), float(most)),
                     do="Say what they are with Pipeline(..., value_range=(lowest, highest)).")

@@ -306,7 +306,7 @@ class Erase(Compiled):
     """
 
     scale: float | tuple[float, float] = (0.02, 0.33)
-    ratio: float | tuple[float, float] = (0.3, 3.3)
+    ratio: tuple[float, float] = (0.3, 3.3)
     fill_value: float | None = None
     probability: float = 1.0
     draws = 5

@@ -32,7 +32,7 @@ class Policy(Op):
 
     def parts(self) -> list[Op]:
         """What the pipeline carries out: first all geometry, then the colors round by round."""
-        parts = [_Moves(self)]
+        parts: list[Op] = [_Moves(self)]
         for turn in range(self.rounds):
             parts += [part(self, turn) for part in (_Colors, _Tones, _Rest)]
         return parts
