@@ -53,7 +53,7 @@ def examples():
 
 @pytest.mark.parametrize("example", list(examples()), ids=lambda test: test.name)
 def test_example_in_docstring(example):
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
                                    | doctest.IGNORE_EXCEPTION_DETAIL)
     problems = []
     runner.run(example, out=problems.append)
