@@ -529,7 +529,8 @@ def test_fully_locked():
     ({"macs": 0.001}, "cannot reach this target.*least_possible"), ({"keep": 0.5, "round_to": 0}, "`round_to` must be"),
     ({"keep": 0.5, "importance": "magic"}, "`importance` must be 'l1'"), ({"keep": 1}, "no channel would go"),
     ({"keep": 0.5, "importance": "taylor"}, "needs `data`"), ({"keep": 0.5, "round_to": 64}, "no channel would go"),
-    ({"keep": 0.5, "data": ()}, "nothing else uses it"), ({"keep": 0.5, "where": "out"}, "whose channels some can go"),
+    ({"keep": 0.5, "data": np.ones((2, 3))}, r"shrink\.channels: .*data"),
+    ({"keep": 0.5, "where": "out"}, "whose channels some can go"),
     ({"keep": 0.5, "where": "nowhere"}, "must name layers"),
     ({"keep": 0.5, "importance": "taylor", "data": ()}, "compiled"),
     ({"keep": 0.5, "importance": lambda parts: np.ones(3)}, "one finite number per channel")])

@@ -45,7 +45,8 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         one per channel of a group, the higher the more important.
       round_to: widths that change become multiples of this whole number, >= 1. Below 8 kernels get slower, not faster.
       where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
-      data: for importance="taylor" alone: inputs and targets, as arrays or a data set of batches.
+      data: inputs, as arrays or a data set of batches, on which the result is compared with `model`; with targets for
+        importance="taylor". None for generated inputs.
 
     Returns:
       The new model, not compiled.
@@ -66,11 +67,12 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
     """
     _models.require_graph(model, "shrink.channels")
     require((keep is None) != (macs is None), "pass either `keep` or `macs`", keep=keep, macs=macs)
-    require((importance == "taylor") == (data is not None),
-            "importance='taylor' needs `data`, and nothing else uses it", importance=importance,
-            data=None if data is None else type(data).__name__)
+    require(importance != "taylor" or data is not None, "importance='taylor' needs `data`", data=data,
+            do="Pass inputs and targets.")
     require(importance != "taylor" or model.compiled, "importance='taylor' needs the loss of a compiled model",
             do="Call model.compile(loss=...).")
+    if data is not None:
+        data = _data.read(data, model, targets="required" if importance == "taylor" else "optional")
     with same_randomness():
         choice = _solve(model, where, round_to, "shrink.channels")
         require(choice.groups, f"found no channels that can go in {_models.describe(model)}",
@@ -82,7 +84,7 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
                           channels=choice.sizes.tolist()[:8], do="Ask for less, or lower `round_to`.")
         choice.keep(kept, scores)
         small = _rebuilt(model, choice)
-        _check(model, small, choice)
+        _check(model, small, choice, None if data is None else data.head(4).x)
     return small
 
 
@@ -239,7 +241,7 @@ def _solve(model, where, round_to, caller):
 
 def _criterion(importance, model, data, rows):
     if importance == "taylor":
-        return _choice.taylor(model, _data.read(data, model, targets="required").batches(64), rows)
+        return _choice.taylor(model, data.batches(64), rows)
     if isinstance(importance, str):
         return _choice.CRITERIA[importance]
     return _choice.Criterion(lambda made, read: importance(made | read))
@@ -291,7 +293,7 @@ def _nested(model):
             yield from _nested(layer)
 
 
-def _check(model, small, choice):
+def _check(model, small, choice, inputs):
     """The small model must compute what the model does with the removed channels at zero."""
     silent = {}
     for row in choice.rows:
@@ -305,4 +307,4 @@ def _check(model, small, choice):
         return array
 
     exact = all(layer.compute_dtype == "float32" for layer in _models.layers(model).values())
-    _models.compare(model, small, value=value, tolerance=1e-3 if exact else 0.1)
+    _models.compare(model, small, inputs=inputs, value=value, tolerance=1e-3 if exact else 0.1)
