@@ -1,5 +1,6 @@
 """Conversion to LiteRT: what the file computes, what it says about itself, what is refused."""
 
+import concurrent.futures
 import pathlib
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 from tensorflow.lite.python.interpreter import Interpreter
 
 from tfopt import quantize
+from tfopt.quantize import _convert
 
 layers = keras.layers
 MODES = ["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -272,3 +274,131 @@ def test_what_litert_cannot_do_is_refused():
     with pytest.raises(ValueError, match="unroll=True"):
         quantize.convert(recurrent, "int8", calibration=np.zeros((4, 4, 2), "float32"))
     assert quantize.convert(recurrent, "float32").report["max_difference"] < 1e-6
+
+
+def test_random_states_stand_still_in_a_file(rng):
+    """Dropout inside RNN layers moves a seed in every call; a sampler needs an operation that LiteRT lacks."""
+    x = rng.normal(size=(8, 10, 3)).astype("float32")
+    for layer in (layers.LSTM(4, dropout=0.25), layers.GRU(4, recurrent_dropout=0.2)):
+        model = keras.Sequential([keras.Input((10, 3)), layer, layers.Dense(2)])
+        state = [variable.numpy() for variable in model.non_trainable_variables]
+        lite = quantize.convert(model, "float32", calibration=x)
+        for old, variable in zip(state, model.non_trainable_variables, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), old)
+        np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=1e-5)
+
+    class Sampler(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match=r"^quantize\.convert: LiteRT lacks operations.*Random"):
+        quantize.convert(keras.Model(inputs, Sampler()(inputs)), "float32")
+    stateful = keras.Sequential([keras.Input(batch_shape=(2, 3, 4)), layers.LSTM(2, stateful=True)])
+    with pytest.raises(ValueError, match="keeps no state"):
+        quantize.convert(stateful, "float32")
+
+
+def test_attention_over_one_feature(rng):
+    """The converter fails on it with one sample at once, and not with an open number."""
+    inputs = keras.Input((12, 1))
+    x = layers.MultiHeadAttention(key_dim=8, num_heads=2)(inputs, inputs)
+    x = layers.LayerNormalization()(x) + inputs
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    x = rng.normal(size=(7, 12, 1)).astype("float32")
+    lite = quantize.convert(model, "float32")
+    np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(lite.predict(x, batch_size=3), model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_batches_of_any_size(images):
+    model = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(),
+                              layers.Dense(3)])
+    lite = quantize.convert(model, "int8", calibration=images)
+    assert lite.report["resizable"]
+    expected = lite.predict(images)
+    np.testing.assert_array_equal(lite(images), expected)
+    for size in (7, 40, np.int64(64)):
+        np.testing.assert_allclose(lite.predict(images, batch_size=size), expected, atol=0.02)
+    interpreter = Interpreter(model_content=lite.content)
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (5, 12, 12, 3))
+    interpreter.allocate_tensors()
+    with pytest.raises(ValueError, match=r"predict: `batch_size` must be None or a whole number >= 1"):
+        lite.predict(images, batch_size=0)
+
+
+def test_a_file_of_one_sample_says_so(rng):
+    inputs = keras.Input(batch_shape=(1, 4, 3))
+    mean = keras.ops.mean(keras.ops.reshape(inputs, (4, 3)), axis=0)
+    lite = quantize.convert(keras.Model(inputs, keras.ops.reshape(mean, (1, 3))), "float32")
+    x = rng.normal(size=(6, 4, 3)).astype("float32")
+    np.testing.assert_allclose(lite.predict(x), x.mean(1), atol=1e-6)
+    assert not lite.report["resizable"]
+    with pytest.raises(ValueError, match=r"^quantize\.LiteModel\.predict: this file.*Leave `batch_size` out"):
+        lite.predict(x, batch_size=2)
+
+
+def test_sample_weights(images):
+    model = small()
+    y, weights = np.arange(40) % 5, np.linspace(0, 2, 40)
+    options = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], "weighted_metrics": ["accuracy"]}
+    model.compile(**options)
+    expected = model.evaluate(images, y, sample_weight=weights, verbose=0, return_dict=True)
+    lite = quantize.convert(model, "float32")
+    assert lite.evaluate(images, y, weights, **options) == pytest.approx(expected, abs=1e-5)
+    data = tf.data.Dataset.from_tensor_slices((images, y, weights)).batch(16)
+    assert lite.evaluate(data, **options) == pytest.approx(expected, abs=1e-5)
+    assert lite.evaluate(images, y, **options)["loss"] != pytest.approx(expected["loss"], abs=1e-3)
+
+
+def test_metrics_for_each_of_several_outputs(counts, rng):
+    x = pairs(rng)
+    y = {"z": np.ones((30, 1)), "heads": [np.ones((30, 2)), np.eye(3)[np.arange(30) % 3]]}
+    found = quantize.convert(counts, "float32").evaluate(x, y, metrics=["mae"])
+    outputs = counts.predict(x, verbose=0)
+    assert sorted(found.values()) == pytest.approx(sorted([
+        np.abs(outputs["z"] - 1).mean(), *(np.abs(a - b).mean() for a, b in zip(outputs["heads"], y["heads"],
+                                                                                strict=True))]), rel=1e-4)
+
+
+def test_several_threads_may_use_one_file(images):
+    lite = quantize.convert(small(), "float32")
+    expected = lite.predict(images)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: lite.predict(images[start:start + 10]), [0, 10, 20, 30] * 5))
+    np.testing.assert_array_equal(np.concatenate(found), np.tile(expected, (5, 1)))
+
+
+def test_calibration_data_are_looked_at(images):
+    model = small()
+    for bad in (np.nan, np.inf):
+        spoilt = images.copy()
+        spoilt[3, 2, 2, 1] = bad
+        with pytest.raises(ValueError, match=r"^quantize\.convert: `calibration` must be finite.*first in example 3"):
+            quantize.convert(model, "int8", calibration=spoilt)
+        with pytest.raises(ValueError, match=r"^quantize\.calibrate: `data` must be finite"):
+            quantize.calibrate(quantize.wrap(model), spoilt)
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(inputs)))
+    sizes = tf.data.Dataset.from_generator(lambda: (np.zeros((1, n, n, 3), "float32") for n in (5, 6)),
+                                           output_signature=tf.TensorSpec((None, None, None, 3)))
+    for several in (sizes, [np.zeros((5, 5, 3)), np.zeros((6, 6, 3))]):
+        with pytest.raises(ValueError, match=r"^quantize\.convert: .*one shape|^quantize\.convert: .*shape"):
+            quantize.convert(model, "int8", calibration=several)
+
+
+def test_two_inputs_in_a_tuple_are_inputs(rng):
+    pair = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model(list(pair), layers.Dense(2)(layers.Concatenate()(pair)))
+    a, b = rng.normal(size=(20, 3)).astype("float32"), rng.normal(size=(20, 2)).astype("float32")
+    lite = quantize.convert(model, "int8", calibration=(a, b))
+    assert np.abs(lite.predict((a, b)) - model.predict([a, b], verbose=0)).max() < 0.1
+
+
+def test_the_converter_s_own_error_is_shown():
+    text = "loc(x): error: 'tf.Foo' op is odd\n  some code\n^\nnote: called from\n^"
+    assert _convert._first_error(text) == "'tf.Foo' op is odd"

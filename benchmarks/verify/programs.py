@@ -56,7 +56,7 @@ def arrays(nested):
 
 
 def outputs(model, x):
-    return arrays(model(x, training=False))
+    return arrays(model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False))
 
 
 def near(found, expected, share, what):

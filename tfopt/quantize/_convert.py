@@ -273,8 +273,9 @@ def _compare(model, inputs, samples, found, trained):
 
 def _expected(model, inputs, samples):
     """The model's outputs in float32, run with random states that stand still."""
-    step, found = max(32, next(iter(keras.tree.flatten(inputs))).shape[0] or 1), []
-    for start in range(0, len(samples[0]), step):
+    own, found = next(iter(keras.tree.flatten(inputs))).shape[0], []
+    step, count = own or 32, len(samples[0])
+    for start in range(0, count // own * own if own else count, step):         # a fixed size is fed in whole batches
         batch = keras.tree.pack_sequence_as(inputs, [tf.constant(array[start:start + step]) for array in samples])
         with keras.StatelessScope():
             found.append([np.asarray(x, "float32") for x in keras.tree.flatten(model(batch, training=False))])
@@ -283,7 +284,7 @@ def _expected(model, inputs, samples):
 
 def _difference(expected, found):
     """Largest difference, and share of equal argmax (None if no output has several values)."""
-    pairs = [(a[:len(b)], b) for a, b in zip(expected, found, strict=True)]
+    pairs = [(a, b[:len(a)]) for a, b in zip(expected, found, strict=True)]
     equal = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a.shape[-1:] > (1,)]
     return max(float(np.abs(a - b).max()) for a, b in pairs), float(np.mean(equal)) if equal else None
 
