@@ -40,7 +40,7 @@ def add(model: keras.Model, penalty: keras.regularizers.Regularizer | str, *, wh
     Example:
       >>> import keras
       >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
-      >>> model = add(model, L2(1e-4))
+      >>> model = add(model, "l2")
       >>> len(model.losses)
       2
     """
