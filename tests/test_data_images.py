@@ -1,4 +1,4 @@
-import json
+import contextlib
 import os
 import pathlib
 import shutil
@@ -13,7 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from tfopt import augment, data
-from tfopt.data._images import decode, is_validation
+from tfopt.data._decode import decode
+from tfopt.data._images import is_validation
 
 
 def picture(rng, height=40, width=48, channels=3):
@@ -237,7 +238,7 @@ def decoded(monkeypatch):
         names.append(pathlib.Path(path).name)
         return decode(path, *shape)
 
-    monkeypatch.setattr("tfopt.data._images.decode", spy)
+    monkeypatch.setattr("tfopt.data._decode.decode", spy)
     return names
 
 
@@ -285,9 +286,8 @@ def test_an_open_dataset_outlives_a_new_cache(folder, tmp_path):
 def test_a_crash_while_the_cache_is_made_leaves_the_old_one(folder, tmp_path, monkeypatch, decoded):
     plain(folder, cache=tmp_path / "cache")
     Image.new("RGB", (9, 9)).save(folder / "cat" / "00.png")
-    real = json.dumps
     with monkeypatch.context() as patch:                                   # the images are written, the note is not
-        patch.setattr("tfopt.data._cache.json.dumps", lambda x: real(x) if isinstance(x, list) else 1 / 0)
+        patch.setattr("tfopt._files.write_json", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             plain(folder, cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -301,10 +301,48 @@ def test_a_crash_while_the_cache_is_made_leaves_the_old_one(folder, tmp_path, mo
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
                                     lambda path: os.truncate(path, path.stat().st_size // 2),
                                     lambda path: path.write_text("[1]")])
-def test_a_damaged_cache_is_made_anew(folder, tmp_path, pattern, damage):
+def test_a_damaged_cache_is_named_and_made_anew(folder, tmp_path, pattern, damage):
     plain(folder, cache=tmp_path / "cache")
-    damage(next((tmp_path / "cache").glob(pattern)))
-    same(plain(folder, cache=tmp_path / "cache"), plain(folder))
+    path = next((tmp_path / "cache").glob(pattern))
+    damage(path)
+    with (contextlib.nullcontext() if not path.exists() and pattern == "*.json" else
+          pytest.warns(UserWarning, match=f"image cache is damaged.*{path.stem[:20]}")):
+        again = plain(folder, cache=tmp_path / "cache")
+    same(again, plain(folder))
+
+
+def test_changed_bytes_in_the_cache_are_found_by_their_checksum(folder, tmp_path, decoded):
+    plain(folder, cache=tmp_path / "cache")
+    path = next((tmp_path / "cache").glob("*.npy"))
+    size = 16 * 16 * 3
+    with path.open("r+b") as file:                                         # one byte of the third image
+        file.seek(path.stat().st_size - 22 * size + 5)
+        before = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([before[0] ^ 1]))
+    decoded.clear()
+    with pytest.warns(UserWarning, match=r"image cache is damaged.*1 images are not as they were.*cat/02.png"):
+        again = plain(folder, cache=tmp_path / "cache")
+    assert decoded == ["02.png"]
+    same(again, plain(folder))
+    decoded.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain(folder, cache=tmp_path / "cache")
+    assert decoded == []
+
+
+def test_the_cache_of_another_folder_in_its_place_is_refused(folder, tmp_path, rng):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    picture(rng).save(other / "cat" / "00.png")
+    for root in (folder, other):
+        plain(root, cache=tmp_path / f"cache of {root.name}")
+    mine, theirs = (next((tmp_path / f"cache of {root.name}").glob("*.json")) for root in (folder, other))
+    mine.write_bytes(theirs.read_bytes())
+    with pytest.warns(UserWarning, match="image cache is damaged.*expected is 'image cache of"):
+        again = plain(folder, cache=mine.parent)
+    same(again, plain(folder))
 
 
 def test_auto_goes_by_size_and_free_memory(monkeypatch, tmp_path):
@@ -459,6 +497,60 @@ def test_a_file_that_only_a_csv_knows(tmp_path, rng):
         plain(tmp_path)
 
 
+# ------------------------------------------------------------------------------------- what comes from outside
+
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(folder):
+    Image.new("1", (20000, 20000)).save(folder / "dog" / "bomb.png")       # 50 kB on the disk, 400 million pixels
+    assert (folder / "dog" / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb.png: .*max_pixels=90,000,000"):
+        plain(folder)
+    assert list(data.scan_images(folder).bad) == ["dog/bomb.png"]
+    with pytest.raises(ValueError, match=r"cat/00.png: 48 x 40 are more than max_pixels=1,000"):
+        plain(folder, max_pixels=1000)
+    assert len(plain(folder / "..", max_pixels=2000, on_error="skip").file_paths) == 24
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_csv_leads_out_of_its_folder_only_when_allowed(tmp_path, rng, absolute):
+    (tmp_path / "lists").mkdir()
+    picture(rng).save(tmp_path / "a.png")
+    picture(rng).save(tmp_path / "lists" / "b.png")
+    outside = tmp_path / "a.png" if absolute else "../a.png"
+    (tmp_path / "lists" / "labels.csv").write_text(f"file,label\n{outside},x\nb.png,y\n")
+    for call in (plain, data.scan_images):
+        with pytest.raises(ValueError, match=r"must name files inside its folder.*a\.png.*pass as `root`"):
+            call(tmp_path / "lists" / "labels.csv")
+    dataset = plain(tmp_path / "lists" / "labels.csv", root=tmp_path)
+    assert sorted(pathlib.Path(path).resolve().name for path in dataset.file_paths) == ["a.png", "b.png"]
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(folder, tmp_path, rng):
+    (tmp_path / "elsewhere").mkdir()
+    picture(rng).save(tmp_path / "elsewhere" / "1.png")
+    (folder / "emu").symlink_to(tmp_path / "elsewhere")
+    (folder / "emu" / "circle").symlink_to(tmp_path / "elsewhere")
+    dataset = plain(folder)
+    assert dataset.class_names == ["cat", "dog", "emu"]
+    assert len(dataset.file_paths) == 25
+    theirs = keras.utils.image_dataset_from_directory(folder, image_size=(16, 16), verbose=False, follow_links=False)
+    assert theirs.class_names == dataset.class_names
+
+
+def test_empty_class_folders_are_named(folder):
+    (folder / "emu").mkdir()
+    (folder / "emu" / "notes.txt").write_text("x")
+    assert data.scan_images(folder).empty == ["emu"]
+    assert str(data.scan_images(folder)).endswith("1 sub-folders without an image: emu.")
+    with pytest.warns(UserWarning, match="1 sub-folders without an image: emu"):
+        dataset = plain(folder)
+    assert dataset.class_names == ["cat", "dog", "emu"]
+
+
+def test_views_are_not_rounded(folder):
+    for images, _ in plain(folder, augment=augment.Pipeline([augment.Rotate((0.05, 0.05))], jit_compile=False)):
+        assert (images != tf.round(images)).numpy().mean() > 0.3
+
+
 # ---------------------------------------------------------------------------------------------------- refusals
 
 @pytest.mark.parametrize("options", [{"image_size": (3,)}, {"image_size": 0}, {"image_size": (8, 8, 4)},
@@ -479,14 +571,14 @@ def test_a_cache_of_the_wrong_kind(folder, cache):
 
 
 def test_folders_that_are_none(tmp_path, rng):
-    with pytest.raises(ValueError, match="needs a folder"):
+    with pytest.raises(ValueError, match="must be a folder"):
         plain(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="needs a sub-folder for each class"):
+    with pytest.raises(ValueError, match="there must be a sub-folder for each class"):
         plain(tmp_path)
-    with pytest.raises(ValueError, match="found no images"):
+    with pytest.raises(ValueError, match="no images were found"):
         data.scan_images(tmp_path)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match="needs images in the sub-folders"):
+    with pytest.raises(ValueError, match="there must be images in the sub-folders"):
         plain(tmp_path)
 
 

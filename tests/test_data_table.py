@@ -273,7 +273,7 @@ def test_new_data_that_do_not_fit(frame, whole):
         data.raw_features(frame.assign(age="old"), model)
     with pytest.raises(ValueError, match="takes a dict of columns"):
         data.raw_features(frame, net)
-    with pytest.raises(TypeError, match="the path of a CSV, or a DataFrame"):
+    with pytest.raises(TypeError, match=r"must be a path \(str or os.PathLike\) or a DataFrame"):
         data.table(np.zeros((3, 3)), "y", 8)
 
 

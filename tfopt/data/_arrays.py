@@ -1,8 +1,13 @@
 """Arrays to batches: one seeded permutation an epoch, one gather a batch."""
 
+import inspect
+import typing
+from collections.abc import Callable
+
 import numpy as np
 
-from .._check import require, require_number
+from .. import _data
+from .._check import BATCH_SIZE, FLAG, SEED, Instance, Rule, checked
 from .._keras import keras, tf, without_autotune
 
 
@@ -16,8 +21,16 @@ def permutation(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int64)
 
 
-def arrays(x, y, batch_size, *, augment=None, shuffle=True, seed=0):
-    """Batches of arrays that fit in memory.
+AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
+               lambda value: callable(value) or hasattr(value, "apply"))
+DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
+                   do="Make one with data.arrays(x, y, batch_size).")
+
+
+@checked(batch_size=BATCH_SIZE, augment=AUGMENT, shuffle=FLAG, seed=SEED)
+def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any = None, shuffle: bool = True,
+           seed: int = 0) -> tf.data.Dataset:
+    """Shuffled batches of arrays that fit in memory.
 
         epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
 
@@ -25,7 +38,7 @@ def arrays(x, y, batch_size, *, augment=None, shuffle=True, seed=0):
     changed. Floating arrays become `keras.config.floatx()`, as in `fit`.
 
     Args:
-      x: array [n, ...], or a dict of arrays.
+      x: array [n, ...] or DataFrame, or a dict, list or tuple of arrays.
       y: the same for the targets, or None.
       batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
       augment: see `image_folder`; the index of an example is its row.
@@ -41,21 +54,21 @@ def arrays(x, y, batch_size, *, augment=None, shuffle=True, seed=0):
       >>> [x.tolist() for x in dataset.as_numpy_iterator()], [x.tolist() for x in dataset.as_numpy_iterator()]
       ([[2, 4], [3, 0], [1]], [[1, 4], [3, 0], [2]])
     """
-    element = x if y is None else (x, y)
+    given = _data.read((x, y), name="x, y")
+    x, y = (tuple(part) if isinstance(part, list) else part for part in (given.x, given.y))   # tf.data stacks lists
+    element = (x, y) if y is not None else (x,) if isinstance(x, tuple) else x
     with tf.device("CPU"):
-        tensors = tf.nest.map_structure(_tensor, element)
-    lengths = {t.shape[0] if t.shape.rank else None for t in tf.nest.flatten(tensors)}
-    require(len(lengths) == 1 and None not in lengths, "data.arrays needs arrays of one length",
-            shapes=[tuple(t.shape) for t in tf.nest.flatten(tensors)], do="Pass as many rows of y as of x.")
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, element)
 
     def read(rows):
-        return tf.nest.map_structure(lambda t: tf.gather(t, rows), tensors)
+        return keras.tree.map_structure(lambda t: tf.gather(t, rows), tensors)
 
-    return batches(lengths.pop(), batch_size, read, view=training_view(augment), shuffle=shuffle, seed=seed)
+    return batches(given.length, batch_size, read, view=training_view(augment), shuffle=shuffle, seed=seed)
 
 
-def full_batches(dataset, batch_size):
-    """Leaves out a short last batch, so that every shape is static (TPU, XLA).
+@checked(dataset=DATASET, batch_size=BATCH_SIZE)
+def full_batches(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Drops a short last batch, so that every shape is static (TPU, XLA).
 
     With shuffling each epoch leaves out other examples.
 
@@ -72,8 +85,6 @@ def full_batches(dataset, batch_size):
       >>> dataset.element_spec.shape, len(list(dataset))
       (TensorShape([2]), 2)
     """
-    require_number("batch_size", batch_size, low=1, integer=True)
-
     def is_full(*element):
         return tf.shape(tf.nest.flatten(element)[0])[0] >= batch_size
 
@@ -91,12 +102,9 @@ def batches(count, batch_size, read, *, view, shuffle, seed):
       count: number of examples.
       batch_size: examples in a batch.
       read: int64[b] -> `x` or `(x, y)`.
-      view: `(element, epoch, rows) -> element`, see `training_view`.
+      view: see `training_view`.
       shuffle, seed: see `arrays`.
     """
-    require_number("batch_size", batch_size, low=1, integer=True)
-    require_number("seed", seed, low=0, integer=True)
-    require(count > 0, "a dataset needs at least one example", examples=count)
     epochs = Epochs()
     full, rest = divmod(count, batch_size)
 
@@ -115,7 +123,7 @@ def batches(count, batch_size, read, *, view, shuffle, seed):
         return long.concatenate(short) if rest else long
 
     def fetch(epoch, rows):
-        return view(read(rows), epoch, rows)
+        return view.of(read(rows), epoch, rows)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -124,7 +132,7 @@ def batches(count, batch_size, read, *, view, shuffle, seed):
     dataset = without_autotune(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
                       .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
                       .prefetch(tf.data.AUTOTUNE).with_options(options))
-    (dataset if getattr(view, "replayable", True) else rows).epochs = epochs
+    (dataset if view.replayable else rows).epochs = epochs
     return dataset
 
 
@@ -135,37 +143,44 @@ class Epochs:
         self.next = 0
 
 
-def training_view(augment):
-    """`(element, epoch, index) -> element` of whatever the user calls augmentation; see `image_folder`."""
-    require(augment is None or callable(augment) or hasattr(augment, "apply"),
-            "`augment` must be an augment.Pipeline, a Keras layer or a callable", augment=augment, error=TypeError)
+class View(typing.NamedTuple):
+    """What an example becomes: `(element, epoch, index) -> element`, and does it depend on nothing else."""
+
+    of: Callable[..., typing.Any]
+    replayable: bool = True
+
+
+def training_view(augment, *, floats=False):
+    """The View of whatever the user calls augmentation; see `image_folder`. `floats`: uint8 may become float32."""
+    if augment is None:
+        return View(lambda element, epoch, index: element)
+    if hasattr(augment, "apply"):
+        return _of_pipeline(augment, floats)
 
     def view(element, epoch, index):
-        if augment is None:
-            return element
         parts = element if isinstance(element, tuple) else (element,)
-        if hasattr(augment, "apply"):
-            return augment.apply(*parts, epoch=epoch, index=index)
-        if isinstance(augment, keras.layers.Layer):
-            images = augment(parts[0], training=True)
-            return (images, *parts[1:]) if isinstance(element, tuple) else images
-        return augment(*parts)
+        if not isinstance(augment, keras.layers.Layer):
+            return augment(*parts)
+        images = augment(parts[0], training=True)
+        return (images, *parts[1:]) if isinstance(element, tuple) else images
 
-    view.replayable = augment is None or hasattr(augment, "apply")
-    return view
+    return View(view, replayable=False)
+
+
+def _of_pipeline(pipeline, floats):
+    """The View of what has `apply(images, labels, *, epoch, index)`."""
+    unrounded = floats and "dtype" in inspect.signature(pipeline.apply).parameters
+    more = {"dtype": "float32"} if unrounded else {}
+
+    def view(element, epoch, index):
+        parts = element if isinstance(element, tuple) else (element,)
+        return pipeline.apply(*parts, epoch=epoch, index=index, **more)
+
+    return View(view)
 
 
 def validation_view(augment):
-    """As `training_view`, outside training: a Keras layer may still change the range of values, a callable rests."""
-
-    def view(element, _epoch, _index):
-        if not isinstance(augment, keras.layers.Layer):
-            return element
-        return augment(element[0], training=False), *element[1:]
-
-    return view
-
-
-def _tensor(array):
-    tensor = tf.convert_to_tensor(array)
-    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
+    """As `training_view`, outside training: a Keras layer may still change the range of values, a function rests."""
+    if not isinstance(augment, keras.layers.Layer):
+        return View(lambda element, epoch, index: element)
+    return View(lambda element, epoch, index: (augment(element[0], training=False), *element[1:]))

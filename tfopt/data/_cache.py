@@ -1,24 +1,25 @@
-"""Decoded images, kept as uint8 in memory or on disk: the disk cache knows when its files changed."""
+"""Decoded images, kept as uint8 in memory or on disk: the disk cache notices changed files and damage to itself."""
 
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import shutil
-import tempfile
 import time
+import typing
+import warnings
+import zlib
 
 import numpy as np
 
+from .. import _files
 from .._check import require
 
-_VERSION = 1                     # of the decoder: another one makes every cache anew
-_A_DAY = 24 * 3600
+VERSION = 2                      # of the decoder and of the format: another one makes every cache anew
+A_DAY = 24 * 3600
 
 
-def open_store(root, files, shape, decode, each, cache):
-    """Where the decoded images are.
+class Store(typing.NamedTuple):
+    """Where decoded images are kept.
 
     Args:
       root: the folder the files belong to; a disk cache is found again by it.
@@ -26,21 +27,47 @@ def open_store(root, files, shape, decode, each, cache):
       shape: of one image.
       decode: path -> uint8 array of that shape; raises for a bad file.
       each: `(function, items) -> results`, in parallel and in order.
-      cache: "memory", "disk", a folder or None, see `image_folder`; "auto" was chosen before, see `choose`.
-    Returns:
-      `read(rows) -> uint8[b, *shape]`, where rows count the files in order, and {name: exception} of the bad ones.
     """
-    if cache == "memory":
-        images = np.empty((len(files), *shape), np.uint8)
-        return images.__getitem__, _fill(images, enumerate(files.items()), decode, each)
-    if cache is None:
-        paths = list(files.values())
 
-        def read(rows):
-            return np.stack([decode(paths[row]) for row in rows])
+    root: pathlib.Path
+    files: dict
+    shape: tuple
+    decode: typing.Callable
+    each: typing.Callable
 
-        return read, _fill(_Nowhere(), enumerate(files.items()), decode, each)
-    return _on_disk(root, files, shape, decode, each, default_folder() if cache == "disk" else pathlib.Path(cache))
+    def open(self, cache):
+        """`read(rows) -> uint8[b, *shape]`, where rows count the files in order, and {name: exception} of the bad ones.
+
+        Args:
+          cache: "memory", "disk", a folder or None, see `image_folder`; "auto" was chosen before, see `choose`.
+        """
+        if cache == "memory":
+            images = np.empty((len(self.files), *self.shape), np.uint8)
+            return images.__getitem__, self.fill(images.__setitem__, enumerate(self.files.items()))
+        if cache is None:
+            paths = list(self.files.values())
+            return (lambda rows: np.stack([self.decode(paths[row]) for row in rows]),
+                    self.fill(_forget, enumerate(self.files.items())))
+        return _on_disk(self, default_folder() if cache == "disk" else pathlib.Path(cache))
+
+    def fill(self, put, rows):
+        """Decodes `rows`, pairs (row, (name, path)), and calls `put(row, image)`; returns {name: exception}."""
+
+        def one(item):
+            row, (name, path) = item
+            try:
+                put(row, self.decode(path))
+            except Exception as error:                                   # Pillow's decoders raise many kinds
+                if _files.out_of_space(error):
+                    raise
+                return name, error
+            return None
+
+        return dict(problem for problem in self.each(one, list(rows)) if problem)
+
+
+def _forget(row, image):
+    """Keeps nothing: the image was decoded to see whether it can be."""
 
 
 def choose(size):
@@ -78,92 +105,106 @@ def _free_disk(folder):
     return shutil.disk_usage(folder).free
 
 
-def _fill(images, rows, decode, each):
-    """Decodes `rows`, pairs (row, (name, path)), into `images`; returns {name: exception}."""
-
-    def put(item):
-        row, (name, path) = item
-        try:
-            images[row] = decode(path)
-        except Exception as error:                                       # Pillow's decoders raise many kinds
-            return name, error
-        return None
-
-    return dict(problem for problem in each(put, list(rows)) if problem)
-
-
-class _Nowhere:
-    """Takes images and keeps none."""
-
-    def __setitem__(self, row, image):
-        pass
-
-
-def _on_disk(root, files, shape, decode, each, folder):
+def _on_disk(store, folder):
     """One .npy of images and one .json that says which file, of which size and time, is in which row.
 
-    A new .npy has a name of its own until the .json, renamed into place, points to it: a reader sees the old pair or
-    the new one. Rows of unchanged files are copied; a damaged pair is made anew.
+    The .json has a checksum of itself and one of each image, which are compared when the cache is opened. A new .npy
+    has a name of its own; once it is on the disk, the .json that points to it is renamed into place: a reader sees the
+    old pair or the new one. Rows of unchanged files are copied, those of damaged images decoded again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.blake2b(json.dumps([_VERSION, str(root), shape]).encode(), digest_size=12).hexdigest()
-    manifest = folder / f"{key}.json"
-    stamps = {name: _stamp(path) for name, path in files.items()}
-    kept, images = _reopen(manifest, shape)
-    rows = {name: kept[name][2] for name in files if name in kept and kept[name][:2] == stamps[name]}
-    again = {name: path for name, path in files.items() if rows.get(name) is None}
+    manifest = folder / f"{_files.fingerprint(VERSION, str(store.root), list(store.shape))[:24]}.json"
+    kind = f"image cache of {store.root}"
+    stamps = {name: _stamp(path) for name, path in store.files.items()}
+    kept, images = _reopen(manifest, kind, store.shape)
+    rows = {name: kept[name][2] for name in store.files if name in kept and kept[name][:2] == stamps[name]}
+    again = {name: path for name, path in store.files.items() if rows.get(name) is None}
     bad_before = {name: path for name, path in again.items() if name in rows}
-    problems = _fill(_Nowhere(), enumerate(bad_before.items()), decode, each)
+    problems = store.fill(_forget, enumerate(bad_before.items()))
     if len(problems) < len(again):
-        images, problems = _rebuild(manifest, files, stamps, rows, images, shape, decode, each)
-        rows = {name: None if name in problems else row for row, name in enumerate(files)}
-    where = np.array([rows[name] or 0 for name in files])                # nobody asks for the row of a bad file
+        images, problems = _rebuild(manifest, kind, store, stamps, rows, images)
+        rows = {name: None if name in problems else row for row, name in enumerate(store.files)}
+    where = np.array([rows[name] or 0 for name in store.files])          # nobody asks for the row of a bad file
     return lambda wanted: images[where[wanted]], problems
 
 
-def _rebuild(manifest, files, stamps, rows, old, shape, decode, each):
+def _rebuild(manifest, kind, store, stamps, rows, old):
     """A new pair from the old one and the files; returns the new images and {name: exception}."""
-    need, free = int(np.prod(shape)) * len(files), _free_disk(manifest.parent)
+    need, free = int(np.prod(store.shape)) * len(store.files), _free_disk(manifest.parent)
     require(need <= free, "the image cache must fit on the disk", need=f"{need:,} bytes", free=f"{free:,} bytes",
             do="Pass another folder as `cache`, or cache=None to decode in every epoch.", error=OSError)
-    handle, path = tempfile.mkstemp(dir=manifest.parent, prefix=manifest.stem, suffix=".npy")
-    os.close(handle)
-    path = pathlib.Path(path)
+    path = manifest.with_name(f"{manifest.stem}-{os.urandom(6).hex()}.npy")
+    sums = [0] * len(store.files)
     try:
-        images = np.lib.format.open_memmap(path, "w+", np.uint8, (len(files), *shape))
-        for row, name in enumerate(files):
-            if rows.get(name) is not None:
-                images[row] = old[rows[name]]
-        problems = _fill(images, [(row, item) for row, item in enumerate(files.items()) if rows.get(item[0]) is None],
-                         decode, each)
-        images.flush()
-        note = {"images": path.name, "files": {name: [*stamps[name], None if name in problems else row]
-                                               for row, name in enumerate(files)}}
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(note))
-        draft.replace(manifest)
+        with _files.whole(path) as part:
+            images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(store.files), *store.shape))
+
+            def put(row, image):
+                images[row] = image
+                sums[row] = _sum(image)
+
+            for row, name in enumerate(store.files):
+                if rows.get(name) is not None:
+                    put(row, old[rows[name]])
+            problems = store.fill(put, [(row, item) for row, item in enumerate(store.files.items())
+                                        if rows.get(item[0]) is None])
+            images.flush()
+        note = {name: [*stamps[name], None if name in problems else row, sums[row]]
+                for row, name in enumerate(store.files)}
+        _files.write_json(manifest, {"images": path.name, "files": note}, kind=kind, version=VERSION)
     except BaseException:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
-    replaced = old is not None and pathlib.Path(old.filename).name
-    for other in manifest.parent.glob(f"{manifest.stem}*.npy"):
-        with contextlib.suppress(OSError):
-            left_by_a_crash = other != path and time.time() - other.stat().st_mtime > _A_DAY
-            if other.name == replaced or left_by_a_crash:
-                other.unlink()
+    _remove_others(manifest, path, old)
     return np.load(path, mmap_mode="r"), problems
 
 
-def _reopen(manifest, shape):
-    """{name: [size, time, row or None if it was bad]} and the images, or nothing if the pair is not sound."""
-    try:
-        note = json.loads(manifest.read_text())
-        images = np.load(manifest.parent / note["images"], mmap_mode="r")
-        sound = (images.shape == (len(note["files"]), *shape) and images.dtype == np.uint8
-                 and all(len(entry) == 3 for entry in note["files"].values()))
-        return (note["files"], images) if sound else ({}, None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+def _remove_others(manifest, path, old):
+    """Removes what was replaced, and what a crash left a day ago or earlier."""
+    replaced = old is not None and pathlib.Path(old.filename).name
+    for other in manifest.parent.glob(f"{manifest.stem}*.npy"):
+        with contextlib.suppress(OSError):
+            left_by_a_crash = other != path and time.time() - other.stat().st_mtime > A_DAY
+            if other.name == replaced or left_by_a_crash:
+                other.unlink()
+
+
+def _reopen(manifest, kind, shape):
+    """{name: [size, time, row or None if it was bad, checksum]} and the images, or nothing if the pair is not sound."""
+    if not manifest.exists():
         return {}, None
+    try:
+        note = _files.read_json(manifest, kind=kind, version=VERSION)
+        path = _files.inside(manifest.parent, note["images"])
+        images = _images_in(path, (len(note["files"]), *shape))
+    except (ValueError, KeyError, TypeError) as error:
+        _warn(f"{error} All images are decoded again.")
+        return {}, None
+    damaged = [name for name, (_, _, row, total) in note["files"].items()
+               if row is not None and _sum(images[row]) != total]
+    if damaged:
+        _warn(f"{path} was changed: {len(damaged)} images are not as they were written, the first is {damaged[0]}. "
+              "They are decoded again.")
+    return {name: entry for name, entry in note["files"].items() if name not in damaged}, images
+
+
+def _images_in(path, shape):
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        images = None
+    if images is None or images.shape != shape or images.dtype != np.uint8:
+        raise _files.DamagedError(f"{path} is missing, cut, or does not hold the images of this cache.")
+    return images
+
+
+def _warn(text):
+    warnings.warn(f"data.image_folder: the image cache is damaged. {text}", stacklevel=7)
+
+
+def _sum(image):
+    """A checksum that costs far less than decoding: CRC-32."""
+    return zlib.crc32(np.ascontiguousarray(image))
 
 
 def _stamp(path):

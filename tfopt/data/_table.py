@@ -1,17 +1,20 @@
 """Tables to batches: what is fitted on the training rows becomes Keras layers, and only those layers touch data."""
 
 import dataclasses
-import os
 import warnings
 
 import numpy as np
 import pandas as pd
 
-from .._check import require, require_number
+from .._check import BATCH_SIZE, FLAG, NO, PATH, SEED, TEXT, Instance, Number, OneOf, checked, require
 from .._keras import keras, tf
-from ._arrays import arrays, batches
+from .._typing import PathLike
+from ._arrays import View, arrays, batches
 
 MANY = 1000                                                  # values of a column of text that is no category
+TABLE = PATH | Instance(pd.DataFrame)
+RULES = ("iqr", "zscore")
+MISSING = OneOf("median", "mean", "mode") | Number()
 CHUNK = 16384                                                # rows that pass through the layers at once
 
 
@@ -90,10 +93,11 @@ class TablePreprocessor:
     model: keras.Model
     frame: pd.DataFrame
     target: str
-    classes: list | None
+    classes: list[str] | None
     dropped: int
 
-    def dataset(self, path_or_frame, batch_size):
+    @checked(path_or_frame=TABLE, batch_size=BATCH_SIZE)
+    def dataset(self, path_or_frame: PathLike | pd.DataFrame, batch_size: int) -> tf.data.Dataset:
         """Batches of new rows in their order, treated as the training rows were: (x, y), or x without the target.
 
         Warns of categories that the training rows did not have; their columns are all zeros.
@@ -103,7 +107,9 @@ class TablePreprocessor:
         return _dataset(frame, self, batch_size)
 
 
-def raw_features(path_or_frame, model, batch_size=1024):
+@checked(path_or_frame=TABLE, model=Instance("keras.Model", text="a Keras 3 model"), batch_size=BATCH_SIZE)
+def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
+                 batch_size: int = 1024) -> tf.data.Dataset:
     """Batches of raw columns for a model that begins with `TablePreprocessor.model`.
 
         whole.predict(raw_features(new, whole))
@@ -126,11 +132,16 @@ def raw_features(path_or_frame, model, batch_size=1024):
     frame = _read(path_or_frame)
     raw = _raw(frame, model)
     return batches(len(frame), batch_size, lambda rows: {name: tf.gather(value, rows) for name, value in raw.items()},
-                   view=lambda element, _epoch, _rows: element, shuffle=False, seed=0)
+                   view=View(lambda element, epoch, rows: element), shuffle=False, seed=0)
 
 
-def table(path_or_frame, target, batch_size, *, missing="median", outliers=None, scale="standard",
-          validation_split=0.2, shuffle=True, seed=0):
+@checked(path_or_frame=TABLE, target=TEXT, batch_size=BATCH_SIZE, missing=MISSING | Instance(dict),
+         outliers=OneOf(*RULES, *((rule, act) for rule in RULES for act in ("clip", "drop"))),
+         scale=OneOf("standard", "minmax", None), validation_split=Number(low=0, below=1), shuffle=FLAG, seed=SEED)
+def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, *,
+          missing: str | float | dict[str, str | float] = "median", outliers: str | tuple[str, str] | None = None,
+          scale: str | None = "standard", validation_split: float = 0.2, shuffle: bool = True,
+          seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset | None, TablePreprocessor]:
     """Batches of (features, target) from a CSV or DataFrame; everything is fitted on the training rows alone.
 
         numbers:     clip to the bounds -> fill what is missing -> (x - center) / scale
@@ -163,13 +174,9 @@ def table(path_or_frame, target, batch_size, *, missing="median", outliers=None,
       >>> [len(y) for x, y in train], [len(y) for x, y in validation], fitted.model.output.shape
       ([2, 2], [1], (None, 3))
     """
-    require(scale in ("standard", "minmax", None), '`scale` must be "standard", "minmax" or None', scale=scale)
-    require_number("validation_split", validation_split, low=0, below=1)
-    rule, act = (outliers, "clip") if outliers is None or isinstance(outliers, str) else tuple(outliers)
-    require(rule in ("iqr", "zscore", None) and act in ("clip", "drop"),
-            '`outliers` must be None, "iqr", "zscore", or one of these with "clip" or "drop"', outliers=outliers)
+    rule, act = (outliers, "clip") if outliers is None or isinstance(outliers, str) else outliers
     frame = _read(path_or_frame)
-    require(target in frame, "data.table needs the target among the columns", target=target, columns=list(frame))
+    require(target in frame, "the target must be among the columns", target=target, columns=list(frame))
     _check_names(frame, target, missing)
     held_out = _held_out(encode_target(frame[target]), validation_split, seed)
     rows = frame[~held_out]
@@ -188,11 +195,7 @@ def table(path_or_frame, target, batch_size, *, missing="median", outliers=None,
 
 
 def _read(path_or_frame):
-    if isinstance(path_or_frame, pd.DataFrame):
-        return path_or_frame
-    require(isinstance(path_or_frame, str | os.PathLike), "a table must be the path of a CSV, or a DataFrame",
-            table=type(path_or_frame), error=TypeError)
-    return pd.read_csv(path_or_frame)
+    return path_or_frame if isinstance(path_or_frame, pd.DataFrame) else pd.read_csv(path_or_frame)
 
 
 def _check_names(frame, target, missing):
@@ -200,20 +203,14 @@ def _check_names(frame, target, missing):
     wrong = [name for name in names if not isinstance(name, str) or not name or "/" in name or names.count(name) > 1]
     require(not wrong, "names of columns must be text, without a slash, and different", columns=wrong,
             do="Rename them: frame.rename(columns={...}).")
-    require(len(names) > 1, "data.table needs a column beside the target", columns=names)
+    require(len(names) > 1, "there must be a column beside the target", columns=names)
     if isinstance(missing, dict):
         unknown = [name for name in missing if name not in names or name == target]
         require(not unknown, "`missing` must name columns", unknown=unknown, columns=names)
-    else:
-        require(missing in ("median", "mean", "mode") or not isinstance(missing, str),
-                '`missing` must be "median", "mean", "mode", a number, or a dict of these', missing=missing)
-        if not isinstance(missing, str):
-            require_number("missing", missing)
 
 
 def _held_out(encoded, share, seed):
     """bool[n]: `share` of the rows, of each class alike."""
-    require_number("seed", seed, low=0, integer=True)
     values, classes = encoded
     chosen = np.zeros(len(values), bool)
     order = np.random.default_rng(seed).permutation(len(values))
@@ -248,8 +245,8 @@ def _fit(rows, missing, rule, act, scale):
         else:
             fit |= _fit_category(_text(rows[name])[keep], how, isinstance(missing, dict) and name in missing)
         fits[name] = fit
-    shelf = ["kind", "missing", "fill", "low", "high", "outliers", "center", "scale", "categories"]
-    return pd.DataFrame.from_dict(fits, orient="index").reindex(columns=shelf), keep
+    columns = ["kind", "missing", "fill", "low", "high", "outliers", "center", "scale", "categories"]
+    return pd.DataFrame.from_dict(fits, orient="index").reindex(columns=columns), keep
 
 
 def _fit_number(values, how, scale):
@@ -260,7 +257,8 @@ def _fit_number(values, how, scale):
                 column=values.name, missing=how)
         fill = float(values.mode().iloc[0] if how == "mode" else getattr(values, how)())
     else:
-        require_number("missing", how)
+        require(Number()(how) is not NO, "a missing number can be the median, the mean, the mode or a number",
+                column=values.name, missing=how)
         fill = float(how)
     values = values.fillna(fill)
     center, spread = {"standard": lambda: (values.mean(), values.std(ddof=0)),
@@ -343,7 +341,7 @@ def _matrix(model, frame):
 
 def _raw(frame, model):
     """{name: tensor [n, 1]} of the columns that the inputs of `model` name."""
-    require(isinstance(model.input, dict), "data.raw_features needs a model that takes a dict of columns",
+    require(isinstance(model.input, dict), "it needs a model that takes a dict of columns",
             model=model.name,
             do="Begin it with TablePreprocessor.model: keras.Model(fitted.model.input, net(fitted.model.output)).")
     absent = [name for name in model.input if name not in frame]
