@@ -16,7 +16,7 @@ import numpy as np
 from .. import _models
 from .._keras import graph_of, keras, uses
 
-_SWEEPS, _WORTH = 10, 4.0
+_SWEEPS, _WORTH = 10, 16.0
 _KERNELS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _LINEAR = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D, keras.layers.GlobalAveragePooling2D,
            keras.layers.GlobalMaxPooling2D, keras.layers.ZeroPadding2D, keras.layers.Dropout)
@@ -34,7 +34,7 @@ class _Pair:
 def equalized(model):
     """A copy of a graph model with equalized kernels, or None where there is nothing to gain.
 
-    It is worth it where the factors of a pair's channels differ by more than a factor of 4.
+    It is worth it where the factors of a pair's channels differ by more than a factor of 16.
     """
     copy = _models.copy(model)
     pairs = _pairs(copy)

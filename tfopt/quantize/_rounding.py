@@ -1,10 +1,10 @@
 """Rounding by error compensation: which integer each weight becomes, and what the biases make up for.
 
-Nearest rounding makes each weight's error small. What counts is the error of a layer's output, `(w - q) x`: its mean
-over the calibration data goes into the bias (empirical bias correction), and its variance `(w - q)' H (w - q)`, with `H`
-the covariance of the layer's inputs, is made small by choosing the integers one after another, each making up for the
-errors of those before it (GPTQ), and then by changing one at a time (coordinate descent). The layers are taken in order,
-each with the inputs that the layers already rounded produce. Scales, zero points and the size of the file stay.
+Nearest rounding makes each weight's error small. What counts is the error of a layer's output, `(w - q) x`. Its mean
+over the calibration data goes into the bias (empirical bias correction). Its variance is `(w - q)' H (w - q)`, with `H`
+the covariance of the layer's inputs; it is made small by choosing the integers one after another, each making up for
+the errors of those before it (GPTQ), and then by changing one at a time (coordinate descent). The layers are taken in
+order, each with the inputs that the layers rounded before it produce. Scales of 8 bits and the size of the file stay.
 """
 
 import collections

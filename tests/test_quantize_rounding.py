@@ -1,0 +1,215 @@
+"""Integers chosen by error compensation, against brute force, slow numpy and the converter's own file."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from tfopt import quantize
+from tfopt._litert import file, run
+from tfopt._litert.segments import Segments
+from tfopt.quantize import _equalize, _rounding
+
+
+def network(spread=0.0):
+    """A separable network whose channels have ranges that differ by about e ** spread."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((12, 12, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(32, 3, use_bias=False)(inputs)))
+    x = layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)
+    x = layers.Conv2D(48, 1, strides=2, activation="relu")(layers.MaxPooling2D(2)(x))
+    x = layers.Dense(40, "relu")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, layers.Dense(6)(x))
+    for layer in model.layers:
+        layer.set_weights([w + 0.1 * rng.normal(size=w.shape) ** 2 for w in layer.get_weights()])
+    norm = model.layers[2]
+    norm.set_weights([np.exp(spread * rng.normal(size=32)), *norm.get_weights()[1:]])
+    following = model.layers[4]
+    kernel, bias = following.get_weights()
+    following.set_weights([kernel / norm.get_weights()[0][:, None], bias])
+    return model
+
+
+def photos(count=64):
+    rng = np.random.default_rng(1)
+    coarse = rng.normal(size=(count, 4, 4, 3))
+    return (np.repeat(np.repeat(coarse, 3, 1), 3, 2) + 0.2 * rng.normal(size=(count, 12, 12, 3))).astype("float32")
+
+
+def cost(w, q, h):
+    return np.einsum("rk,kl,rl->r", w - q, h, w - q)
+
+
+def covariance(rng, size):
+    mixed = rng.normal(size=(200, size)) @ rng.normal(size=(size, size))
+    return mixed.T @ mixed / 200
+
+
+def test_no_choice_of_neighbors_is_much_better(rng):
+    """Of 2 ** 6 ways to round a row up or down, the one that is found costs at most a little more than the best."""
+    h, w = covariance(rng, 6), rng.normal(size=(40, 6)) * 20
+    found = _rounding._chosen(w, h, w == 0, 127, True)
+    ways = np.array(list(itertools.product((0, 1), repeat=6)))
+    best = np.array([min(cost(np.repeat(row[None], 64, 0), np.floor(row) + ways, h)) for row in w])
+    assert cost(w, found, h).mean() <= 1.1 * best.mean()
+    assert cost(w, np.round(w), h).mean() > 1.5 * best.mean()                    # control: nearest rounding is not
+
+
+def test_uncorrelated_inputs_ask_for_the_nearest(rng):
+    w = rng.normal(size=(5, 40)) * 30
+    np.testing.assert_array_equal(_rounding._chosen(w, np.diag(rng.uniform(1, 2, 40)), w == 0, 127, True), np.round(w))
+
+
+def test_blocks_change_nothing(rng, monkeypatch):
+    h, w = covariance(rng, 50) + np.eye(50), rng.normal(size=(8, 50)) * 30
+    whole = _rounding._chosen(w, h, w == 0, 127, True)
+    monkeypatch.setattr(_rounding, "_BLOCK", 7)
+    np.testing.assert_array_equal(_rounding._chosen(w, h, w == 0, 127, True), whole)
+    each = np.repeat(h[None], 8, 0)
+    monkeypatch.setattr(_rounding, "_BLOCK", 128)
+    assert cost(w, _rounding._chosen(w, each, w == 0, 127, True), h).mean() < 1.2 * cost(w, whole, h).mean()
+
+
+@pytest.mark.parametrize(("padding", "strides", "dilation"), [("same", 2, 1), ("valid", 1, 2), ("same", 1, 3),
+                                                              ("valid", 3, 1)])
+def test_windows_are_what_the_convolution_sees(rng, padding, strides, dilation):
+    x = rng.normal(size=(2, 9, 10, 3)).astype("float32")
+    inputs = keras.Input((9, 10, 3))
+    conv = layers.Conv2D(4, (3, 2), strides, padding, dilation_rate=dilation, use_bias=False)
+    parsed = file.parse(quantize.convert(keras.Model(inputs, conv(inputs)), "float32").content)
+    op = next(op for op in parsed.subgraphs[0].operators if file.kind_of(parsed, op) == "CONV_2D")
+    kernel = file.constant(parsed, op.inputs[1])
+    expected = conv(x).numpy().reshape(-1, 4)
+    if dilation > 1 and len(parsed.subgraphs[0].operators) > 1:
+        pytest.skip("the converter spelled the dilation out as other operations")
+    patches = _rounding._conv_patches(op, kernel.shape, x, 10 ** 6)
+    np.testing.assert_allclose(patches @ kernel.reshape(4, -1).T, expected, atol=1e-5)
+    means = _rounding._means("CONV_2D", op, kernel.shape, x, 4)
+    np.testing.assert_allclose((kernel.reshape(4, -1) * means).sum(1), expected.mean(0), atol=1e-5)
+
+
+def test_a_file_in_stretches_computes_what_it_computes_whole():
+    lite = quantize.convert(network(), "int8", calibration=photos(), rounding="nearest")
+    parsed, x = lite.parsed, photos(5)
+    held = file.inputs(parsed)[0]
+    walk = Segments(parsed, [1, 2, 4], [file.stored(x, held)[:, None]])
+    for _ in range(4):
+        walk.run()
+    (index, found), = walk.values.items()
+    expected = run.batches(run.interpreter(lite.content), [x])[0]
+    np.testing.assert_allclose(file.real(found[:, 0], file.tensor(parsed, index)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["int8", "dynamic", "int16x8", "int4"])
+def test_compensated_beats_nearest_on_samples_it_has_not_seen(mode):
+    model, x = network(), photos(96)
+    files = {way: quantize.convert(model, mode, calibration=x[:64], rounding=way) for way in ("auto", "nearest")}
+    expected = model.predict(x[64:], verbose=0)
+    noise = {way: np.mean((lite.predict(x[64:]) - expected) ** 2) for way, lite in files.items()}
+    assert noise["auto"] < 0.6 * noise["nearest"]
+    assert files["auto"].report["rounding"] == "compensated"
+    assert files["nearest"].report["rounding"] == "nearest"
+    assert abs(files["auto"].size - files["nearest"].size) < 400                 # the note inside
+
+
+def test_the_covariance_of_other_values_does_not_help(monkeypatch):
+    """Control: with the values of each patch in another order, most of the gain is gone."""
+    model, x = network(), photos()
+    monkeypatch.setattr(_rounding._Layer, "_set_bias", lambda *args: False)
+
+    def gain():
+        levels = quantize.convert(model, "int8", calibration=x).report["sqnr_db"]
+        return levels["compensated"] - levels["nearest"]
+
+    right = gain()
+    others = {kind: reversed_order(each) for kind, each in _rounding._PATCHES.items()}
+    monkeypatch.setattr(_rounding, "_PATCHES", others)
+    assert gain() < 0.5 * right
+
+
+def reversed_order(patches):
+    return lambda *args: patches(*args)[..., ::-1]
+
+
+def test_the_mean_of_the_outputs_is_that_of_the_float_model():
+    model, x = network(), photos()
+    known = x[:48]
+    expected = model.predict(known, verbose=0).mean(0)
+    gaps = [np.abs(quantize.convert(model, "dynamic", calibration=x, rounding=way).predict(known).mean(0) - expected)
+            for way in ("auto", "nearest")]
+    assert gaps[0].max() < 0.5 * gaps[1].max()
+
+
+def test_zeros_and_shared_values_stay():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((40,)), layers.Dense(40, "relu"), layers.Dense(40, "relu"), layers.Dense(4)])
+    sparse, shared, _ = model.layers
+    kernel, bias = sparse.get_weights()
+    sparse.set_weights([np.where(np.abs(kernel) < 0.1, 0, kernel), bias + 0.1])
+    kernel, bias = shared.get_weights()
+    shared.set_weights([np.round(kernel * 20) / 20, bias + 0.1])
+    x = np.random.default_rng(0).normal(size=(64, 40)).astype("float32")
+    lite = quantize.convert(model, "int8", calibration=x)
+    stored = [values for *_, values in file.kernels(lite.parsed)]
+    assert (stored[0][sparse.get_weights()[0].T == 0] == 0).all()
+    values = shared.get_weights()[0].T
+    assert all(len(np.unique(row)) <= len(np.unique(own)) for row, own in zip(stored[1], values, strict=True))
+
+
+def test_four_bits_are_in_the_file():
+    lite = quantize.convert(network(), "int4", calibration=photos())
+    kinds = {kind: (entry.dtype, np.abs(entry).max()) for kind, _, _, entry in file.kernels(lite.parsed)}
+    assert kinds["CONV_2D"][1] <= 7
+    assert kinds["FULLY_CONNECTED"][1] <= 7
+    assert kinds["DEPTHWISE_CONV_2D"][1] > 7                                     # stays in eight
+    weights = lite.ops.set_index("op")["weights"].to_dict()
+    assert weights["CONV_2D"] == weights["FULLY_CONNECTED"] == "int4"
+    assert lite.size < quantize.convert(network(), "int8", calibration=photos()).size - 1500      # 1,800 of 3,700 bytes
+
+
+def test_equalization_is_exact_and_pays():
+    model, x = network(spread=2.0), photos(96)
+    other = _equalize.equalized(model)
+    np.testing.assert_allclose(other(x), model(x), rtol=1e-4, atol=1e-5)
+    report = quantize.convert(model, "int8", calibration=x).report
+    assert report["rounding"] == "equalized, compensated"
+    assert report["sqnr_db"][report["rounding"]] > report["sqnr_db"]["nearest"] + 3
+    assert _equalize.equalized(network()) is None                                # nothing to gain
+
+
+def test_layers_that_bend_otherwise_are_not_equalized():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu6")(inputs)
+    x = layers.Conv2D(4, 3, activation="gelu")(x)
+    first = layers.Conv2D(4, 1, activation="relu")(x)                            # read by two
+    x = layers.Add()([layers.Conv2D(4, 1)(first), layers.Conv2D(4, 1)(first)])
+    assert _equalize._pairs(keras.Model(inputs, x)) == []
+
+
+def test_a_shared_layer_keeps_its_kernel():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((20,))
+    shared = layers.Dense(20, "relu")
+    model = keras.Model(inputs, layers.Dense(3)(shared(shared(inputs))))
+    x = np.random.default_rng(0).normal(size=(64, 20)).astype("float32")
+    found, plain = (quantize.convert(model, "int8", calibration=x, rounding=way) for way in ("auto", "nearest"))
+    kernels = [[values for *_, values in file.kernels(lite.parsed)] for lite in (found, plain)]
+    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
+    np.testing.assert_allclose(found.predict(x), model.predict(x, verbose=0), atol=0.2)
+
+
+def test_the_model_stays_as_it_was():
+    model = network(spread=2.0)
+    before = [w.copy() for w in model.get_weights()]
+    quantize.convert(model, "int8", calibration=photos(32))
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_an_unknown_rounding_is_refused():
+    with pytest.raises(ValueError, match="`rounding` must be"):
+        quantize.convert(network(), "int8", calibration=photos(), rounding="up")
+    assert tf.executing_eagerly()
