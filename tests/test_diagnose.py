@@ -41,7 +41,7 @@ def test_a_good_file_has_no_complaint(images, made):
     if made == "in training":
         lite = quantize.convert(quantize.calibrate(quantize.wrap(model), images))
     else:
-        lite = quantize.convert(model, "float32" if made == "float32" else "int8", calibration=images)
+        lite = quantize.convert(model, "float32" if made == "float32" else "int8", calibration=images, rounding="nearest")
     table = quantize.diagnose(model, lite, images).set_index("layer")
     assert losing(table.reset_index()) == []
     for name in ("nested/inside_relu", "sum", "depth", "hidden", "classes", "first_relu"):
@@ -66,7 +66,7 @@ def spoil(model, name):
 def test_the_broken_layer_is_named(images, name, named):
     model = network()
     spoil(model, name)
-    table = quantize.diagnose(model, quantize.convert(model, calibration=images), images)
+    table = quantize.diagnose(model, quantize.convert(model, calibration=images, rounding="nearest"), images)
     assert named in losing(table)
     assert losing(table)[0] == named
     row = table.set_index("layer").loc[named]
@@ -79,7 +79,7 @@ def test_noise_is_charged_to_the_layer_that_makes_it(images):
     """Behind the broken layer the whole noise stays, and the layers' own is small."""
     model = network()
     spoil(model, "inside")
-    table = quantize.diagnose(model, quantize.convert(model, calibration=images), images).set_index("layer")
+    table = quantize.diagnose(model, quantize.convert(model, calibration=images, rounding="nearest"), images).set_index("layer")
     assert table.snr["hidden"] < 25
     assert table.own["hidden"] > 28
     assert table.own["classes"] > 28
@@ -98,7 +98,7 @@ def test_outliers_in_the_calibration_are_recognized(images):
     model = network()
     spoilt = images.copy()
     spoilt[0] *= 3000
-    table = quantize.diagnose(model, quantize.convert(model, calibration=spoilt), images)
+    table = quantize.diagnose(model, quantize.convert(model, calibration=spoilt, rounding="nearest"), images)
     assert table.why.str.contains("times that of its values here").any()
 
 
@@ -107,12 +107,12 @@ def test_a_tensor_that_is_not_there_is_told(images):
     model = network()
     keras.utils.set_random_seed(7)
     cut = keras.Model(model.input, model.get_layer("sum").output)
-    table = quantize.diagnose(model, quantize.convert(cut, calibration=images), images).set_index("layer")
+    table = quantize.diagnose(model, quantize.convert(cut, calibration=images, rounding="nearest"), images).set_index("layer")
     assert table.status["hidden"] == table.status["classes"] == "not found"
     assert table.status["first_relu"] == "fine"
     stranger = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 2, name="other")])
     with pytest.raises(ValueError, match="finds no layer of the model in the file"):
-        quantize.diagnose(model, quantize.convert(stranger, calibration=images), images)
+        quantize.diagnose(model, quantize.convert(stranger, calibration=images, rounding="nearest"), images)
 
 
 def test_the_formula_against_a_slow_one(rng):
@@ -127,13 +127,13 @@ def test_the_formula_against_a_slow_one(rng):
 def test_the_model_is_only_read(images):
     model = network()
     before = [variable.numpy() for variable in model.variables]
-    quantize.diagnose(model, quantize.convert(model, calibration=images), images)
+    quantize.diagnose(model, quantize.convert(model, calibration=images, rounding="nearest"), images)
     keras.tree.map_structure(np.testing.assert_array_equal, before, [v.numpy() for v in model.variables])
 
 
 def test_refusals(images):
     model = network()
-    lite = quantize.convert(model, calibration=images)
+    lite = quantize.convert(model, calibration=images, rounding="nearest")
     with pytest.raises(TypeError, match="must be a LiteModel"):
         quantize.diagnose(model, lite.content, images)
     with pytest.raises(ValueError, match="needs the plain model"):
