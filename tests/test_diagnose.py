@@ -41,7 +41,8 @@ def test_a_good_file_has_no_complaint(images, made):
     if made == "in training":
         lite = quantize.convert(quantize.calibrate(quantize.wrap(model), images))
     else:
-        lite = quantize.convert(model, "float32" if made == "float32" else "int8", calibration=images, rounding="nearest")
+        lite = quantize.convert(model, "float32" if made == "float32" else "int8", calibration=images,
+                                rounding="nearest")
     table = quantize.diagnose(model, lite, images).set_index("layer")
     assert losing(table.reset_index()) == []
     for name in ("nested/inside_relu", "sum", "depth", "hidden", "classes", "first_relu"):
@@ -79,7 +80,8 @@ def test_noise_is_charged_to_the_layer_that_makes_it(images):
     """Behind the broken layer the whole noise stays, and the layers' own is small."""
     model = network()
     spoil(model, "inside")
-    table = quantize.diagnose(model, quantize.convert(model, calibration=images, rounding="nearest"), images).set_index("layer")
+    lite = quantize.convert(model, calibration=images, rounding="nearest")
+    table = quantize.diagnose(model, lite, images).set_index("layer")
     assert table.snr["hidden"] < 25
     assert table.own["hidden"] > 28
     assert table.own["classes"] > 28
@@ -107,7 +109,8 @@ def test_a_tensor_that_is_not_there_is_told(images):
     model = network()
     keras.utils.set_random_seed(7)
     cut = keras.Model(model.input, model.get_layer("sum").output)
-    table = quantize.diagnose(model, quantize.convert(cut, calibration=images, rounding="nearest"), images).set_index("layer")
+    lite = quantize.convert(cut, calibration=images, rounding="nearest")
+    table = quantize.diagnose(model, lite, images).set_index("layer")
     assert table.status["hidden"] == table.status["classes"] == "not found"
     assert table.status["first_relu"] == "fine"
     stranger = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 2, name="other")])
