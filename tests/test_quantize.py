@@ -402,3 +402,14 @@ def test_two_inputs_in_a_tuple_are_inputs(rng):
 def test_the_converter_s_own_error_is_shown():
     text = "loc(x): error: 'tf.Foo' op is odd\n  some code\n^\nnote: called from\n^"
     assert _convert._first_error(text) == "'tf.Foo' op is odd"
+
+
+def test_kernels_that_are_made_of_constants(rng):
+    """As that of extract_patches: left to the converter, the int8 file does not run."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Reshape((4, 48))(keras.ops.image.extract_patches(inputs, 4))
+    model = keras.Model(inputs, layers.Flatten()(layers.Dense(5)(x)))
+    x = rng.normal(size=(30, 8, 8, 3)).astype("float32")
+    for mode in ("float32", "int8"):
+        found = quantize.convert(model, mode, calibration=x).predict(x)
+        np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5 if mode == "float32" else 0.1)

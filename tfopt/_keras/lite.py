@@ -2,12 +2,27 @@
 
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
+from tensorflow.lite.python.util import get_grappler_config, run_graph_optimizations
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 __all__ = ["ConverterError", "frozen"]
 
 
-def frozen(function, specs):
-    """A concrete function of `function` with its variables as constants."""
-    return convert_variables_to_constants_v2(tf.function(function).get_concrete_function(*specs),
-                                             lower_control_flow=False)
+def frozen(function, specs, *, fold=False):
+    """A concrete function of `function` with its variables as constants.
+
+    Args:
+      function: of tensors.
+      specs: tf.TensorSpec of each.
+      fold: what is computed of constants alone becomes a constant, such as the kernel of extract_patches: the converter
+        takes that for an activation, and makes a file that does not run.
+    """
+    concrete = convert_variables_to_constants_v2(tf.function(function).get_concrete_function(*specs),
+                                                 lower_control_flow=False)
+    if not fold:
+        return concrete
+    graph = run_graph_optimizations(concrete.graph.as_graph_def(), concrete.inputs, concrete.outputs,
+                                    config=get_grappler_config(["constfold"]), graph=concrete.graph)
+    whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
+    return whole.prune(*([whole.graph.as_graph_element(x.name) for x in ends]
+                         for ends in (concrete.inputs, concrete.outputs)))

@@ -193,7 +193,7 @@ def _converted(model, inputs, samples, mode, trained, batch):
         level = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)
         try:
-            function = frozen(forward, specs)
+            function = frozen(forward, specs, fold=not trained)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
             _choose(converter, mode, None if trained else samples, function)
             return converter.convert(), outputs
