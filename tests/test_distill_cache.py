@@ -53,7 +53,7 @@ def everything(dataset):
 
 @pytest.fixture(params=["memory", "folder"])
 def path(request, tmp_path):
-    return None if request.param == "memory" else tmp_path / "answers"
+    return None if request.param == "memory" else tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +61,14 @@ def _small_shards(monkeypatch):
     monkeypatch.setattr("tfopt.distill._cache._ROWS", 16)
 
 
-def test_answers_belong_to_their_examples(rng, path):
+def test_outputs_belong_to_their_examples(rng, path):
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), directory=path, batch_size=8)
-    first, second = everything(taught), everything(taught)
-    for seen, answers in (first, second):
-        np.testing.assert_allclose(logits_in(answers), teacher(seen), atol=2e-3)
+    cached = distill.cache_teacher(teacher, (x, y), directory=path, batch_size=8)
+    first, second = everything(cached), everything(cached)
+    for seen, outputs in (first, second):
+        np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
         lookup = {row.tobytes(): label for row, label in zip(x, y, strict=True)}
-        assert [lookup[row.tobytes()] for row in seen] == answers["y"].tolist()
+        assert [lookup[row.tobytes()] for row in seen] == outputs["y"].tolist()
         assert sorted(map(bytes, seen)) == sorted(map(bytes, x))
     assert not np.array_equal(first[0], second[0])                                   # shuffled anew in each pass
 
@@ -77,21 +77,21 @@ def test_a_data_set_keeps_its_order_and_batches(rng, path):
     (x, y), teacher = arrays(rng), dense(16, activation="softmax")
     weight = rng.uniform(size=50).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(7)
-    taught = distill.cache_teacher(teacher, data, directory=path)
-    assert [len(batch[0]) for batch in taught] == [7] * 7 + [1]
-    seen, answers, weights = everything(taught)
+    cached = distill.cache_teacher(teacher, data, directory=path)
+    assert [len(batch[0]) for batch in cached] == [7] * 7 + [1]
+    seen, outputs, weights = everything(cached)
     np.testing.assert_array_equal(seen, x)
-    np.testing.assert_array_equal(answers["y"], y)
+    np.testing.assert_array_equal(outputs["y"], y)
     np.testing.assert_array_equal(weights, weight)
-    found = scipy.special.softmax(logits_in(answers), -1)
+    found = scipy.special.softmax(logits_in(outputs), -1)
     np.testing.assert_allclose(found, teacher(x), atol=2e-3)
 
 
 def test_the_first_classes_and_what_is_left(rng, path):
     (x, y), teacher = arrays(rng), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), directory=path, top_k=3)
-    seen, answers = everything(taught)
-    packed = answers["teacher"]["output"]["logits"]
+    cached = distill.cache_teacher(teacher, (x, y), directory=path, top_k=3)
+    seen, outputs = everything(cached)
+    packed = outputs["teacher"]["output"]["logits"]
     assert {name: (part.dtype.name, part.shape[1:]) for name, part in packed.items()} == {
         "values": ("float16", (3,)), "indices": ("uint8", (3,)), "rest": ("float16", ())}
     p = scipy.special.softmax(teacher(seen), -1)
@@ -105,16 +105,16 @@ def test_the_first_classes_and_what_is_left(rng, path):
 
 def test_views_are_replayed(rng, path):
     (x, y), teacher = arrays(rng, 20), dense(16)
-    taught = distill.cache_teacher(teacher, (x, y), directory=path, augment=Shift(), views=3, batch_size=6)
-    seen, answers = everything(taught)
+    cached = distill.cache_teacher(teacher, (x, y), directory=path, augment=Shift(), views=3, batch_size=6)
+    seen, outputs = everything(cached)
     assert len(seen) == 60
-    np.testing.assert_allclose(logits_in(answers), teacher(seen), rtol=2e-3, atol=2e-2)
+    np.testing.assert_allclose(logits_in(outputs), teacher(seen), rtol=2e-3, atol=2e-2)
     offsets = np.rint((seen - np.tile(seen.min(), 4)).mean(-1) / 10)
     assert offsets[:20].mean() < offsets[20:40].mean() < offsets[40:].mean()
     data = tf.data.Dataset.from_tensor_slices(x).batch(6)
-    seen, answers = everything(distill.cache_teacher(teacher, data, augment=Shift(), views=2))
+    seen, outputs = everything(distill.cache_teacher(teacher, data, augment=Shift(), views=2))
     np.testing.assert_array_equal(seen[20:], Shift().apply(x, epoch=1, index=np.arange(20)))
-    assert set(answers) == {"teacher"}
+    assert set(outputs) == {"teacher"}
 
 
 @pytest.mark.slow
@@ -125,8 +125,8 @@ def test_views_of_the_pipeline_are_replayed(rng):
                                 keras.layers.Dense(5)])
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate(), augment.Brightness()], seed=3)
     cached = distill.cache_teacher(teacher, (images, np.zeros(20)), augment=pipeline, views=2, batch_size=8)
-    seen, answers = everything(cached)
-    np.testing.assert_allclose(logits_in(answers), teacher(seen), atol=5e-3)
+    seen, outputs = everything(cached)
+    np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
     with pytest.raises(ValueError, match="must be replayable"):
         distill.cache_teacher(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
@@ -134,7 +134,7 @@ def test_views_of_the_pipeline_are_replayed(rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("top", [None, 4])
-def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
+def test_training_on_cached_logits_equals_the_live_teacher(rng, path, top):
     (x, y), teacher = arrays(rng, 48), dense(16)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     students = [dense(5, seed=1), dense(5, seed=1)]
@@ -150,26 +150,26 @@ def test_training_on_remembered_answers_equals_the_live_teacher(rng, path, top):
     assert np.abs(students[0].get_weights()[0] - dense(5, seed=1).get_weights()[0]).max() > 0.05
 
 
-def test_remembered_answers_alone_need_no_labels(rng):
+def test_cached_logits_alone_need_no_labels(rng):
     x, _ = arrays(rng)
     made = distill.Distiller(None, dense(5), [distill.DecoupledKD(), distill.DIST()])
     made.compile("adam")
-    taught = distill.cache_teacher(dense(16), x)
-    assert set(made.fit(taught, validation_data=taught, verbose=0).history) == {"loss", "distillation_loss", "val_loss"}
+    cached = distill.cache_teacher(dense(16), x)
+    assert set(made.fit(cached, validation_data=cached, verbose=0).history) == {"loss", "distillation_loss", "val_loss"}
     with pytest.raises(ValueError, match="`evaluate` needs something to measure"):
         made.evaluate(x, verbose=0)
 
 
-def test_kinds_of_answers_are_not_mixed_up(rng):
+def test_kinds_of_outputs_are_not_mixed_up(rng):
     (x, y), teacher = arrays(rng), dense(16, activation="sigmoid")
-    taught = distill.cache_teacher(teacher, (x, y))
+    cached = distill.cache_teacher(teacher, (x, y))
     made = distill.Distiller(None, dense(5), distill.Logits())
     made.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"must be of the same kind.*cached='sigmoid'.*activation=\"sigmoid\""):
-        made.fit(taught, verbose=0)
+        made.fit(cached, verbose=0)
     made = distill.Distiller(None, dense(5), distill.Logits(activation="sigmoid"))
     made.compile("sgd")
-    made.fit(taught, verbose=0)
+    made.fit(cached, verbose=0)
 
 
 # ---------------------------------------------------------------- folders
@@ -227,9 +227,9 @@ class Slow(keras.layers.Layer):
 keras.utils.set_random_seed(0)
 teacher = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dense(3)])
 x = np.arange(320, dtype="float32").reshape(80, 4)
-taught = distill.cache_teacher(teacher, x, directory=sys.argv[1], batch_size=8)
-seen, answers = next(iter(taught.unbatch().batch(80)))
-found = unpack(answers["teacher"]["output"]["logits"], 3).numpy()
+cached = distill.cache_teacher(teacher, x, directory=sys.argv[1], batch_size=8)
+seen, outputs = next(iter(cached.unbatch().batch(80)))
+found = unpack(outputs["teacher"]["output"]["logits"], 3).numpy()
 difference = np.abs(found - teacher(seen)).max() / np.abs(teacher(seen)).max()
 print("difference", float(difference))
 """
@@ -237,7 +237,7 @@ print("difference", float(difference))
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_after_the_last_whole_shard(tmp_path):
-    program, folder, calls = tmp_path / "program.py", tmp_path / "answers", tmp_path / "calls"
+    program, folder, calls = tmp_path / "program.py", tmp_path / "cache", tmp_path / "calls"
     program.write_text(KILLED)
     command = [sys.executable, "-P", str(program), str(folder), str(calls)]
     run = subprocess.Popen([*command, "0.4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -262,10 +262,10 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
     x = rng.normal(size=(20, 4)).astype("float32")
     for _ in range(2):
         loaded = keras.models.load_model(tmp_path / "teacher.keras")
-        distill.cache_teacher(loaded, x, directory=tmp_path / "answers", batch_size=8)
+        distill.cache_teacher(loaded, x, directory=tmp_path / "cache", batch_size=8)
     teacher.layers[-1].bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="of another teacher"):
-        distill.cache_teacher(teacher, x, directory=tmp_path / "answers", batch_size=8)
+        distill.cache_teacher(teacher, x, directory=tmp_path / "cache", batch_size=8)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -325,7 +325,7 @@ def test_teachers_are_refused(rng):
         distill.cache_teacher(dense(16, activation="sigmoid"), x, top_k=2)
 
 
-def test_a_folder_of_other_answers_is_refused(rng, tmp_path):
+def test_a_folder_of_other_outputs_is_refused(rng, tmp_path):
     x, y = arrays(rng)
     distill.cache_teacher(dense(16), (x, y), directory=tmp_path)
     with pytest.raises(ValueError, match=r"of another teacher.*differs=\['teacher'\]"):

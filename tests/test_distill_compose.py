@@ -1,4 +1,4 @@
-"""A pruned or quantisation-aware student in a distiller; afterwards `strip` and `convert` give what they promise."""
+"""A pruned or quantization-aware student in a distiller; afterwards `strip` and `convert` give what they promise."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def test_a_pruned_student(rng, activation):
 
 
 @pytest.mark.parametrize("activation", [None, "softmax"])
-def test_a_quantisation_aware_student(rng, activation):
+def test_a_quantization_aware_student(rng, activation):
     quantize = pytest.importorskip("tfopt.quantize")
     x, y = data(rng)
     student = quantize.wrap(dense(16, activation=activation, seed=1))
@@ -60,7 +60,7 @@ def test_a_quantisation_aware_student(rng, activation):
     assert same.mean() > 0.97
 
 
-def test_a_pruned_student_with_remembered_answers(rng):
+def test_a_pruned_student_with_cached_logits(rng):
     x, y = data(rng)
     student = prune.wrap(dense(16, seed=1), 0.5)
     made = distill.Distiller(None, student, distill.Logits(2.))

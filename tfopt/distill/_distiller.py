@@ -87,7 +87,7 @@ class Distiller(keras.Model):
         for model in models:
             _models.require_model(model, "distill.Distiller")
             require(model is not student, "teacher and student must be two models", teacher=model.name,
-                    do="Pass distill.MovingAverage() for a student that teaches itself.")
+                    do="Pass distill.MovingAverage() for self-distillation.")
         require(models or not isinstance(teacher, list | tuple), "`teacher` must hold at least one model",
                 teacher=teacher)
         weights, losses = _weights(losses, loss_weights), resolved(losses)
@@ -185,30 +185,30 @@ class Distiller(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        taught = self._run_teachers(x, y)
-        require(taught or (self.student_loss_weight == 1 and self._has_task()),
+        targets = self._run_teachers(x, y)
+        require(targets or (self.student_loss_weight == 1 and self._has_task()),
                 "without a teacher the data must bring its outputs", y=type(y).__name__,
                 do="Pass the data set that distill.cache_teacher returns.")
         variables = self.trainable_variables
         require(variables, "the student must have something to train", student=self.student.name,
                 do="Set `trainable = True` on its layers.")
         step = self._own_train_step if self._overrides("train_step") and self.student_loss_weight else self._step
-        logs = step(x, self._labels(y), sample_weight, taught, variables)
+        logs = step(x, self._labels(y), sample_weight, targets, variables)
         if isinstance(self._hidden.given, MovingAverage):
             self._hidden.given.follow(self.teacher, self.student)
-        unused = [*([] if self._has_task() else ["student_loss"]), *([] if taught else ["distillation_loss"])]
+        unused = [*([] if self._has_task() else ["student_loss"]), *([] if targets else ["distillation_loss"])]
         return {name: value for name, value in logs.items() if name not in unused}
 
-    def _step(self, x, y, sample_weight, taught, variables):
+    def _step(self, x, y, sample_weight, targets, variables):
         with tf.GradientTape() as tape:
-            learnt = self._hidden.student(x, training=True)
-            loss = self._training_loss(taught, learnt, x, y, sample_weight)
+            predicted = self._hidden.student(x, training=True)
+            loss = self._training_loss(targets, predicted, x, y, sample_weight)
             loss_tracker(self).update_state(loss * _replicas(), sample_weight=_length(x))
             scaled = self.optimizer.scale_loss(loss)
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-        return self.compute_metrics(x, y, learnt.outputs, sample_weight=sample_weight)
+        return self.compute_metrics(x, y, predicted.outputs, sample_weight=sample_weight)
 
-    def _own_train_step(self, x, y, sample_weight, taught, variables):
+    def _own_train_step(self, x, y, sample_weight, targets, variables):
         """The student's own `train_step`, in which `compute_loss` includes what it learns from the teacher."""
         require(len(variables) == len(self.student.trainable_variables) and not self._hidden.student.taps,
                 "a student with its own `train_step` needs losses between outputs", losses=self._hidden.losses,
@@ -218,11 +218,11 @@ class Distiller(keras.Model):
         # named as Keras names them: train steps pass them by keyword
         def compute_loss(x=x, y=None, y_pred=None, sample_weight=None, training=True):
             called.append(training)
-            return self._training_loss(taught, Result(y_pred, {}), x, y, sample_weight)
+            return self._training_loss(targets, Result(y_pred, {}), x, y, sample_weight)
 
         with self._as_student(compute_loss=compute_loss):
             logs = self.student.train_step(keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
-        require(called or not taught, "the student's own `train_step` must call `self.compute_loss`, which adds the "
+        require(called or not targets, "the student's own `train_step` must call `self.compute_loss`, which adds the "
                 "distillation losses", student=type(self.student).__name__,
                 do="Compute its loss there, or pass student_loss_weight=0 to learn from the teacher alone.")
         return {**logs, **{metric.name: metric.result() for metric in (self._student_loss, self._distillation_loss)}}
@@ -232,7 +232,7 @@ class Distiller(keras.Model):
         if self._overrides("test_step"):
             with self._as_student():
                 return self.student.test_step(keras.utils.pack_x_y_sample_weight(x, self._labels(y), sample_weight))
-        measured = self._has_task() or self._is_taught(y)
+        measured = self._has_task() or self._is_distilled(y)
         unused = ["student_loss", "distillation_loss", *([] if measured else ["loss"])]
         logs = {name: value for name, value in super().test_step(data).items() if name not in unused}
         require(logs, "`evaluate` needs something to measure",
@@ -251,9 +251,9 @@ class Distiller(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of one batch: of distillation when training, the student's own task loss otherwise."""
-        if training or (self._is_taught(y) and not self._has_task()):
-            learnt = self._hidden.student(x, training=training)
-            return self._training_loss(self._run_teachers(x, y), learnt, x, self._labels(y), sample_weight)
+        if training or (self._is_distilled(y) and not self._has_task()):
+            predicted = self._hidden.student(x, training=training)
+            return self._training_loss(self._run_teachers(x, y), predicted, x, self._labels(y), sample_weight)
         if not self._has_task():
             return tf.zeros(())
         if self._overrides("compute_loss"):
@@ -286,13 +286,13 @@ class Distiller(keras.Model):
         cached = not self._hidden.models and isinstance(y, dict) and "teacher" in y
         return y.get("y") if cached else y
 
-    def _is_taught(self, y):
+    def _is_distilled(self, y):
         return (self.student_loss_weight < 1 or not self._has_task()) and (
             bool(self._hidden.models) or (isinstance(y, dict) and "teacher" in y))
 
     def _run_teachers(self, x, y):
         """A `Result` of each teacher, or None where none is needed or there."""
-        if not self._is_taught(y):
+        if not self._is_distilled(y):
             return None
         if self._hidden.models:
             return [teacher(x, training=False) for teacher in self._hidden.teachers]
@@ -309,26 +309,26 @@ class Distiller(keras.Model):
         with compiled_as(self.student, self):
             return compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **extra)
 
-    def _training_loss(self, taught, learnt, x, y, sample_weight):
+    def _training_loss(self, targets, predicted, x, y, sample_weight):
         """Everything is a mean over this replica's examples, divided by the number of replicas."""
         share, parts, count = 0., [], _length(x)
         if self._has_task():
-            task = tf.cast(self._task(x, y, learnt.outputs, sample_weight, True), self.variable_dtype)
+            task = tf.cast(self._task(x, y, predicted.outputs, sample_weight, True), self.variable_dtype)
             self._student_loss.update_state(task * _replicas(), sample_weight=count)
             share = self.student_loss_weight
             parts.append(share * task)
-        if taught is not None:
-            distillation = self._distillation(taught, learnt, y, sample_weight)
+        if targets is not None:
+            distillation = self._distillation(targets, predicted, y, sample_weight)
             self._distillation_loss.update_state(distillation, sample_weight=count)
             parts.append((1 - share) * distillation / _replicas())
         if not (self._has_task() and self._overrides("compute_loss")):                # else the task includes them
             parts += [tf.cast(tf.reduce_sum(penalty), self.variable_dtype) / _replicas() for penalty in self.losses]
         return tf.add_n(parts)
 
-    def _distillation(self, taught, learnt, y, sample_weight):
+    def _distillation(self, targets, predicted, y, sample_weight):
         """The weighted sum of the distillation losses, each the mean over the teachers."""
-        by_teacher = [[tf.cast(term(result, learnt, y, sample_weight), self.variable_dtype) for term in terms]
-                      for terms, result in zip(self._hidden.terms, taught, strict=True)]
+        by_teacher = [[tf.cast(term(result, predicted, y, sample_weight), self.variable_dtype) for term in terms]
+                      for terms, result in zip(self._hidden.terms, targets, strict=True)]
         by_loss = [tf.add_n(values) / len(values) for values in zip(*by_teacher, strict=True)]
         return tf.add_n([self._now(weight) * value
                          for weight, value in zip(self._hidden.weights, by_loss, strict=True)])

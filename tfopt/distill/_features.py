@@ -42,17 +42,17 @@ class FeatureLoss(DistillationLoss):
     def connect(self, teacher, student, own):
         """(teacher `Result`, student `Result`, y, sample_weight) -> scalar; `own` makes a projector."""
         fit = {}
-        for taught, learnt in self.layers.items():
-            shapes = teacher.tap(taught), student.tap(learnt)
-            for name, shape in zip((taught, learnt), shapes, strict=True):
+        for source, layer in self.layers.items():
+            shapes = teacher.tap(source), student.tap(layer)
+            for name, shape in zip((source, layer), shapes, strict=True):
                 require(len(shape) >= self.least_rank, f"distill.{type(self).__name__} needs features with at least "
                         f"{self.least_rank} axes", layer=name, shape=shape)
-            fit[taught] = self.fitted(*shapes, own)
+            fit[source] = self.fitted(*shapes, own)
 
-        def term(taught, learnt, y, sample_weight):
+        def term(target, predicted, y, sample_weight):
             values = []
             for name, other in self.layers.items():
-                features = _formulas.pair(taught.features[name], learnt.features[other])
+                features = _formulas.pair(target.features[name], predicted.features[other])
                 values.append(self.value(*fit[name](*features), sample_weight))
             return tf.add_n(values)
 

@@ -21,7 +21,7 @@ def pair(teacher, student):
 def divergence(teacher, student, temperature):
     """`T^2 * KL(softmax(teacher / T) || softmax(student / T))` over the last axis.
 
-    With `v = (student - teacher) / T`, centred so that `sum(p * v) = 0`, the divergence is `log1p(sum(p * expm1(v)))`.
+    With `v = (student - teacher) / T`, centered so that `sum(p * v) = 0`, the divergence is `log1p(sum(p * expm1(v)))`.
     The plain sum of `p * (log p - log q)` rounds at the size of the logarithms, and T^2 = 400 makes that 1e-4.
     """
     teacher, student = (logits / temperature for logits in pair(teacher, student))
@@ -47,8 +47,8 @@ def binary_divergence(teacher, student, temperature):
 
 def standardized(logits):
     """Each example's logits with mean 0 and standard deviation 1 over the last axis."""
-    centred = logits - tf.reduce_mean(logits, -1, keepdims=True)
-    return centred / tf.sqrt(tf.maximum(tf.reduce_mean(centred ** 2, -1, keepdims=True), 1e-14))
+    centered = logits - tf.reduce_mean(logits, -1, keepdims=True)
+    return centered / tf.sqrt(tf.maximum(tf.reduce_mean(centered ** 2, -1, keepdims=True), 1e-14))
 
 
 def decoupled(teacher, student, target, temperature):

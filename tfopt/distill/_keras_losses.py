@@ -49,8 +49,8 @@ class _Compared(OutputLoss):
                 return side.value(result, output)
             return side.logits(result, output, output.kind, probability)
 
-        def term(taught, learnt, y, sample_weight):
-            pair = _formulas.pair(seen(teacher, taught, theirs), seen(student, learnt, own))
+        def term(target, predicted, y, sample_weight):
+            pair = _formulas.pair(seen(teacher, target, theirs), seen(student, predicted, own))
             return _formulas.mean(_per_example(self.leaf, *(part / self.temperature for part in pair)), sample_weight)
 
         return term
@@ -71,9 +71,9 @@ def _features(loss, teacher, student):
     require(len({shape[1:] for shape in shapes}) < 2, "FeatureDistillation of Keras needs features of one shape",
             shapes=shapes, do="Use distill.Features, which projects them.")
 
-    def term(taught, learnt, y, sample_weight):
-        t, s = (result.features[name] if name else side.all_values(result, learnt.outputs)
-                for side, result, name in zip((teacher, student), (taught, learnt), names, strict=True))
+    def term(target, predicted, y, sample_weight):
+        t, s = (result.features[name] if name else side.all_values(result, predicted.outputs)
+                for side, result, name in zip((teacher, student), (target, predicted), names, strict=True))
         loss.validate_outputs(t, s)
         values = keras.tree.map_structure(
             lambda leaf, a, b: 0. if leaf is None else _formulas.mean(
@@ -91,14 +91,14 @@ def _per_example(leaf, teacher, student):
 def _other(loss, teacher):
     accepted = inspect.signature(loss.compute_loss).parameters
 
-    def term(taught, learnt, y, sample_weight):
+    def term(target, predicted, y, sample_weight):
         require(sample_weight is None or "sample_weight" in accepted,
                 "`sample_weight` needs a distillation loss that respects it", loss=type(loss).__name__,
                 do="Add `sample_weight` to the arguments of its compute_loss, or use a loss of tfopt.distill.")
         extra = {name: value for name, value in (("y", y), ("sample_weight", sample_weight)) if name in accepted}
-        given = teacher.all_values(taught, learnt.outputs)
-        loss.validate_outputs(given, learnt.outputs)
-        value = tf.convert_to_tensor(loss.compute_loss(given, learnt.outputs, **extra))
+        given = teacher.all_values(target, predicted.outputs)
+        loss.validate_outputs(given, predicted.outputs)
+        value = tf.convert_to_tensor(loss.compute_loss(given, predicted.outputs, **extra))
         require(value.shape.rank == 0, "a distillation loss must be a scalar", loss=type(loss).__name__,
                 shape=tuple(value.shape), do="Take the mean over the batch.")
         return value

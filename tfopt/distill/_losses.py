@@ -197,8 +197,8 @@ class Values(OutputLoss):
 
     def term(self, teacher, student, theirs, own):
         self.require_alike(theirs.shape, own.shape)
-        return lambda taught, learnt, y, sample_weight: self.of_tensors(
-            teacher.value(taught, theirs), student.value(learnt, own), y, sample_weight)
+        return lambda target, predicted, y, sample_weight: self.of_tensors(
+            teacher.value(target, theirs), student.value(predicted, own), y, sample_weight)
 
 
 def named(loss):

@@ -64,8 +64,8 @@ class OutputLoss(DistillationLoss):
         """(teacher `Result`, student `Result`, y, sample_weight) -> scalar, summed over pairs of `Output`s."""
         terms = [(self.term(teacher, student, *pair), pair[1]) for pair in pairs]
 
-        def total(taught, learnt, y, sample_weight):
-            return tf.add_n([term(taught, learnt, *(part_of(part, output.path, output.name)
+        def total(target, predicted, y, sample_weight):
+            return tf.add_n([term(target, predicted, *(part_of(part, output.path, output.name)
                                                     for part in (y, sample_weight))) for term, output in terms])
 
         return total
@@ -122,9 +122,9 @@ class LogitLoss(OutputLoss):
         activation = self._activation(kinds, teacher, student)
         self._require_classes(theirs.shape, own.shape, activation)
 
-        def term(taught, learnt, y, sample_weight):
+        def term(target, predicted, y, sample_weight):
             logits = (side.logits(result, output, kind, activation) for side, result, output, kind in
-                      zip((teacher, student), (taught, learnt), (theirs, own), kinds, strict=True))
+                      zip((teacher, student), (target, predicted), (theirs, own), kinds, strict=True))
             return self.value(*logits, activation, y, sample_weight)
 
         return term

@@ -45,7 +45,8 @@ def _table(batches):
         require(np.isfinite(column).all(), "the teacher's outputs must be finite, and logits within 65,504 of the "
                 "largest of their row (float16)", output=name.split(":")[0],
                 do="Look for infinite values in the data and the teacher's weights.")
-    table = np.empty(len(column), [(name, column.dtype, column.shape[1:]) for name, column in columns.items()])
+    rows = len(next(iter(columns.values())))
+    table = np.empty(rows, [(name, column.dtype, column.shape[1:]) for name, column in columns.items()])
     for name, column in columns.items():
         table[name] = column
     return table
