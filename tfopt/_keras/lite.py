@@ -15,11 +15,11 @@ def frozen(function, specs, *, fold=False):
       function: of tensors.
       specs: tf.TensorSpec of each.
       fold: what is computed of constants alone becomes a constant, such as the kernel of extract_patches: the converter
-        takes that for an activation, and makes a file that does not run.
+        takes that for an activation, and makes a file that does not run. Random numbers are not made constants.
     """
     concrete = convert_variables_to_constants_v2(tf.function(function).get_concrete_function(*specs),
                                                  lower_control_flow=False)
-    if not fold:
+    if not fold or any("Random" in op.type for op in concrete.graph.get_operations()):
         return concrete
     graph = run_graph_optimizations(concrete.graph.as_graph_def(), concrete.inputs, concrete.outputs,
                                     config=get_grappler_config(["constfold"]), graph=concrete.graph)
