@@ -135,7 +135,7 @@ class Distiller(keras.Model):
         own = self.student.metrics if self._overrides("train_step", "test_step") else []
         return [*super().metrics, *own]
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return run(self.student, inputs, training)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, metrics: Any = None,
@@ -183,7 +183,7 @@ class Distiller(keras.Model):
                 filepath=str(filepath), do="Pass a path that ends in .keras, or save `distiller.student` as .h5.")
         super().save(filepath, overwrite, zipped, **kwargs)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         targets = self._run_teachers(x, y)
         require(targets or (self.student_loss_weight == 1 and self._has_task()),
@@ -227,7 +227,7 @@ class Distiller(keras.Model):
                 do="Compute its loss there, or pass student_loss_weight=0 to learn from the teacher alone.")
         return {**logs, **{metric.name: metric.result() for metric in (self._student_loss, self._distillation_loss)}}
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._overrides("test_step"):
             with self._as_student():
@@ -239,17 +239,18 @@ class Distiller(keras.Model):
                 do="Compile a loss or metrics, or pass the data set that distill.cache_teacher returns.")
         return logs
 
-    def predict_step(self, data):
+    def predict_step(self, data: Any) -> Any:
         return self.student.predict_step(data) if self._overrides("predict_step") else super().predict_step(data)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if not self._overrides("compute_metrics"):
             return super().compute_metrics(x, self._labels(y), y_pred, sample_weight)
         with self._as_student():
             logs = self.student.compute_metrics(x, self._labels(y), y_pred, sample_weight)
         return {**self.get_metrics_result(), **logs}
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
+                     training: bool = True) -> tf.Tensor:
         """The loss of one batch: of distillation when training, the student's own task loss otherwise."""
         if training or (self._is_distilled(y) and not self._has_task()):
             predicted = self._hidden.student(x, training=training)

@@ -1,5 +1,6 @@
 """Losses between the outputs of layers of teacher and student: their features."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .._check import require, require_number
@@ -35,7 +36,7 @@ class FeatureLoss(DistillationLoss):
         pairs = zip(*(keras.tree.flatten(outputs) for outputs in (teacher_outputs, student_outputs)), strict=True)
         return tf.add_n([self.value(*_formulas.pair(*features), sample_weight) for features in pairs])
 
-    def value(self, teacher, student, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         """The loss of one pair of layers."""
         raise NotImplementedError
 
@@ -58,7 +59,7 @@ class FeatureLoss(DistillationLoss):
 
         return term
 
-    def fitted(self, teacher, student, own):
+    def fitted(self, teacher: tuple, student: tuple, own: Any) -> Callable[..., Any]:
         """(teacher, student) features -> the same, of comparable shapes."""
         return lambda teacher, student: (teacher, student)
 
@@ -89,11 +90,11 @@ class Features(FeatureLoss):
       Romero et al.: FitNets: Hints for Thin Deep Nets (2015). https://arxiv.org/abs/1412.6550
     """
 
-    def value(self, teacher, student, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         return _formulas.mean(tf.reduce_mean((student - teacher) ** 2, list(range(1, student.shape.rank))),
                               sample_weight)
 
-    def fitted(self, teacher, student, own):
+    def fitted(self, teacher: tuple, student: tuple, own: Any) -> Callable[..., Any]:
         require(len(teacher) == len(student), "features of teacher and student must have as many axes",
                 teacher=teacher, student=student, do="Choose layers of the same kind.")
         project = own(teacher[-1], student) if teacher[-1] != student[-1] else lambda features: features
@@ -130,11 +131,11 @@ class AttentionTransfer(FeatureLoss):
 
     least_rank = 3
 
-    def value(self, teacher, student, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         difference = _formulas.attention(student) - _formulas.attention(teacher)
         return _formulas.mean(tf.reduce_mean(difference ** 2, -1), sample_weight)
 
-    def fitted(self, teacher, student, own):
+    def fitted(self, teacher: tuple, student: tuple, own: Any) -> Callable[..., Any]:
         require(len(teacher) == len(student), "features of teacher and student must have as many axes",
                 teacher=teacher, student=student, do="Choose layers of the same kind.")
         resize = _resizing(teacher, student)
@@ -176,7 +177,7 @@ class RelationalKD(FeatureLoss):
         require_number("angle", angle, low=0)
         self.distance, self.angle = distance, angle
 
-    def value(self, teacher, student, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         weight = None if sample_weight is None else tf.reshape(tf.cast(sample_weight, student.dtype), (-1,))
         teacher, student, weight = (_formulas.all_replicas(x) for x in (teacher, student, weight))
         teacher, student = (tf.reshape(features, (tf.shape(features)[0], -1)) for features in (teacher, student))

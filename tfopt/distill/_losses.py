@@ -1,7 +1,8 @@
 """Losses between the outputs of teacher and student."""
 
 import re
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from .._check import require, require_number
 from .._keras import serializable, tf
@@ -57,7 +58,7 @@ class Logits(LogitLoss):
         self.temperature = temperature
         self.standardize = standardize
 
-    def value(self, teacher, student, activation, y, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, activation: str, y: Any, sample_weight: Any) -> tf.Tensor:
         formula = _formulas.divergence if activation == "softmax" else _formulas.binary_divergence
         if self.standardize:
             teacher, student = (_formulas.standardized(logits) for logits in _formulas.pair(teacher, student))
@@ -103,7 +104,7 @@ class DecoupledKD(LogitLoss):
         super().__init__(None, from_logits, output)
         self.temperature, self.target, self.others = temperature, target, others
 
-    def value(self, teacher, student, activation, y, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, activation: str, y: Any, sample_weight: Any) -> tf.Tensor:
         label = tf.argmax(teacher, -1) if y is None else _class_numbers(y, student)
         target, others = _formulas.decoupled(teacher, student, label, self.temperature)
         return _formulas.mean(self.target * target + self.others * others, sample_weight)
@@ -145,7 +146,7 @@ class DIST(LogitLoss):
         super().__init__(None, from_logits, output)
         self.temperature, self.between, self.within = temperature, between, within
 
-    def value(self, teacher, student, activation, y, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, activation: str, y: Any, sample_weight: Any) -> tf.Tensor:
         require(len(student.shape) == 2, "distill.DIST relates outputs of shape (batch, classes)", shape=student.shape)
         p, q = (tf.nn.softmax(logits / self.temperature) for logits in _formulas.pair(teacher, student))
         between = _formulas.mean(1 - _formulas.correlation(p, q, -1), sample_weight)
@@ -188,14 +189,14 @@ class Values(OutputLoss):
         super().__init__(output)
         self.delta = delta
 
-    def of_tensors(self, teacher, student, y, sample_weight):
+    def of_tensors(self, teacher: tf.Tensor, student: tf.Tensor, y: Any, sample_weight: Any) -> tf.Tensor:
         self.require_alike(teacher.shape, student.shape)
         teacher, student = _formulas.pair(teacher, student)
         difference = student - teacher
         error = difference ** 2 if self.delta is None else _formulas.huber(difference, self.delta)
         return _formulas.mean(error, sample_weight)
 
-    def term(self, teacher, student, theirs, own):
+    def term(self, teacher: Any, student: Any, theirs: Any, own: Any) -> Callable[..., tf.Tensor]:
         self.require_alike(theirs.shape, own.shape)
         return lambda target, predicted, y, sample_weight: self.of_tensors(
             teacher.value(target, theirs), student.value(predicted, own), y, sample_weight)

@@ -1,5 +1,6 @@
 """What losses between outputs share: which outputs they look at, and how logits are found."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .._check import require
@@ -51,7 +52,7 @@ class OutputLoss(DistillationLoss):
                                          part_of(sample_weight, path + place))
                          for (_, teacher), (place, student) in zip(*pairs, strict=True)])
 
-    def of_tensors(self, teacher, student, y, sample_weight):
+    def of_tensors(self, teacher: tf.Tensor, student: tf.Tensor, y: Any, sample_weight: Any) -> tf.Tensor:
         """The loss between two tensors as they are."""
         raise NotImplementedError
 
@@ -70,7 +71,7 @@ class OutputLoss(DistillationLoss):
 
         return total
 
-    def term(self, teacher, student, theirs, own):
+    def term(self, teacher: Any, student: Any, theirs: Any, own: Any) -> Callable[..., tf.Tensor]:
         """The same for one pair."""
         raise NotImplementedError
 
@@ -101,11 +102,11 @@ class LogitLoss(OutputLoss):
                 f"{name}: `from_logits` must be None, True or False", from_logits=from_logits)
         self.activation, self.from_logits = activation, from_logits
 
-    def value(self, teacher, student, activation, y, sample_weight):
+    def value(self, teacher: tf.Tensor, student: tf.Tensor, activation: str, y: Any, sample_weight: Any) -> tf.Tensor:
         """The loss between logits."""
         raise NotImplementedError
 
-    def of_tensors(self, teacher, student, y, sample_weight):
+    def of_tensors(self, teacher: tf.Tensor, student: tf.Tensor, y: Any, sample_weight: Any) -> tf.Tensor:
         activation = self.activation or "softmax"
         self._require_classes(teacher.shape, student.shape, activation)
         kind = activation if self.from_logits is False else "logits"
@@ -117,7 +118,7 @@ class LogitLoss(OutputLoss):
         return None not in kinds and activation in self.activations and (
             activation == "sigmoid" or student.shape[-1] != 1)
 
-    def term(self, teacher, student, theirs, own):
+    def term(self, teacher: Any, student: Any, theirs: Any, own: Any) -> Callable[..., tf.Tensor]:
         kinds = [self._kind(side, output) for side, output in ((teacher, theirs), (student, own))]
         activation = self._activation(kinds, teacher, student)
         self._require_classes(theirs.shape, own.shape, activation)
