@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfopt import average, distill
+from tfopt import augment, average, distill
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -299,3 +299,36 @@ def test_a_soup_and_an_update_keep_the_class(rng):
     for made in (average.weights([model, model]), average.update_batch_norm(model, x)):
         made.compile("sgd", SPARSE)
         assert made.evaluate(x, y, verbose=0) > 100
+
+
+def pictures():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, activation="relu"),
+                             keras.layers.Flatten(), keras.layers.Dense(3, "softmax")])
+
+
+def test_views_of_a_list_are_averaged(rng):
+    model, x = pictures(), rng.normal(size=(5, 8, 8, 3)).astype("float32")
+    turned = [lambda x: x, lambda x: x[:, :, ::-1], lambda x: x[:, ::-1]]
+    expected = np.mean([model(view(x)) for view in turned], axis=0)
+    np.testing.assert_allclose(average.views(model, turned)(x), expected, atol=1e-6)
+
+
+def test_views_of_a_pipeline_are_those_of_its_epochs(rng, tmp_path):
+    model, x = pictures(), rng.uniform(0, 255, size=(5, 8, 8, 3)).astype("float32")
+    pipeline = augment.Pipeline([augment.Flip(), augment.Translate(0.2)], seed=4)
+    made = average.views(model, pipeline, n=4)
+    seen = [x, *(pipeline.apply(x, epoch=epoch, index=np.zeros(5, "int64")) for epoch in (1, 2, 3))]
+    assert not np.allclose(seen[1], x)
+    np.testing.assert_allclose(made(x), np.mean([model(view) for view in seen], axis=0), atol=1e-5)
+    np.testing.assert_allclose(made(x)[2:3], made(x[2:3]), atol=1e-6)                    # wherever it stands in a batch
+    made.save(tmp_path / "views.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "views.keras")(x), made(x))
+
+
+@pytest.mark.parametrize(("given", "rule"), [
+    ([], "`views` must be"), (keras.layers.ReLU(), "must be an augment.Pipeline"),
+    (augment.Pipeline([augment.MixUp()]), "does not mix examples"),
+    ([lambda x: x[:, 1:]], "must have the shape of the input")])
+def test_views_refused(given, rule):
+    with pytest.raises(ValueError, match=rf"^average\.views: .*{rule}"):
+        average.views(pictures(), given)
