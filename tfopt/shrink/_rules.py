@@ -3,9 +3,9 @@
 An example: Conv2D `a` with 4 filters, ReLU, BatchNormalization `n`, Conv2D `b`.
 
     rule of Conv2D on a    its kernel's last axis makes the channels 1 2 3 4; the output flow has ids [1 2 3 4]
-    probe of ReLU          run on all 4 channels, on 2 and on 3 of them: the same numbers, so it treats each alone; relu(0)
-                           is 0, so ids stay positive: where a channel is removed, zeros would be
-    rule of n              notes [1 2 3 4] along gamma, beta, mean and variance; its output is 0 where gamma and beta are
+    probe of ReLU          run on all 4 channels, on 2 and on 3 of them: the same numbers, so it treats each alone;
+                           relu(0) is 0, so ids stay positive: where a channel is removed, zeros would be
+    rule of n              notes [1 2 3 4] along gamma, beta, mean and variance; it gives 0 where gamma and beta are 0
     rule of Conv2D on b    notes [1 2 3 4] along axis -2 of its kernel, which reads them
 
 Channels 2 and 4 go: kernel and bias of a, the four vectors of n and axis -2 of b's kernel keep the places 1 and 3, and
