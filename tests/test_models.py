@@ -68,17 +68,32 @@ def test_sequential_stays_sequential():
 
 @pytest.mark.parametrize(("where", "expected"), [
     (None, ["shared", "inner/one", "out"]), ("out", ["out"]), (["inner/one", "shared"], ["shared", "inner/one"]),
-    ("one", ["inner/one"]), (lambda layer: layer.name.startswith("s"), ["shared"])])
+    ("one", ["inner/one"]), (lambda layer: layer.name.startswith("s"), ["shared"]), ("inner", ["inner/one"])])
 def test_where(where, expected):
     chosen = _models.select(branched(), where, "here", able=lambda layer: isinstance(layer, keras.layers.Dense))
     assert list(chosen) == expected
 
 
+def test_where_takes_layers():
+    """A layer is an object that can be called, and still no function to ask; a nested model stands for its layers."""
+    model = branched()
+
+    def chosen(where):
+        return list(_models.select(model, where, "here", able=lambda layer: isinstance(layer, keras.layers.Dense)))
+
+    assert chosen(model.get_layer("out")) == ["out"]
+    assert chosen([model.get_layer("inner"), "shared"]) == ["shared", "inner/one"]
+    with pytest.raises(ValueError, match="must name layers of the model"):
+        chosen(branched().get_layer("out"))
+
+
 @pytest.mark.parametrize(("where", "rule"), [
+    (3, "must be None, layer names, layers, or a function"), ([3], "must be None, layer names"),
+    (lambda layer: np.zeros(2), "must return True or False"),
     ("nowhere", "must name layers of the model"), ("bn", "must name a layer with"),
     (lambda layer: False, "must choose at least one layer with")])
 def test_where_refuses(where, rule):
-    with pytest.raises(ValueError, match=rule):
+    with pytest.raises((ValueError, TypeError), match=rule):
         _models.select(branched(), where, "here", able=lambda layer: isinstance(layer, keras.layers.Dense),
                        what="layer with a kernel")
 

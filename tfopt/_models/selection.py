@@ -3,7 +3,7 @@
 import math
 
 from .._check import require
-from .._keras import graph_of, keras
+from .._keras import graph_of, keras, parts_of
 from .._tables import Frame
 from .describe import Verbatim
 
@@ -35,6 +35,7 @@ def select(model, where, caller, *, able=None, what="layer"):
     Args:
       model: a built model.
       where: None for every able layer; layer names, paths (`outer/inner`) or layers, one or a list; `layer -> bool`.
+        A nested model stands for every able layer in it.
       caller: public name for the sentences.
       able: `layer -> bool`, what the technique can treat. A layer that is named and cannot be treated is refused.
       what: what an able layer is called, e.g. "layer with a kernel".
@@ -46,22 +47,24 @@ def select(model, where, caller, *, able=None, what="layer"):
         chosen = {path: layer for path, layer in everything.items() if able(layer) and _holds(where, layer, caller)}
     else:
         asked = _listed(where, caller)
-        unknown = [one if isinstance(one, str) else one.name for one in asked
-                   if not any(_is(one, path, layer) for path, layer in everything.items())]
+        inside = {path for one in asked for path in _inside(one, everything)}
+        named = {path: layer for path, layer in everything.items() if any(_is(one, path, layer) for one in asked)}
+        unknown = [one if isinstance(one, str) else one.name for one in asked if not _inside(one, everything)
+                   and not any(_is(one, path, layer) for path, layer in named.items())]
         require(not unknown, f"{caller}: `where` must name layers of the model", unknown=unknown,
                 do=f"Its layers are {names}.")
-        chosen = {path: layer for path, layer in everything.items() if any(_is(one, path, layer) for one in asked)}
-        unfit = [path for path, layer in chosen.items() if not able(layer)]
+        unfit = [path for path, layer in named.items() if not able(layer)]
         require(not unfit, f"{caller}: `where` must name a {what}", unfit=unfit, do="Leave these out.")
+        chosen = {path: layer for path, layer in everything.items()
+                  if path in named or (path in inside and able(layer))}
     require(chosen, f"{caller}: `where` must choose at least one {what}", where=where, do=f"Its layers are {names}.")
     return chosen
 
 
 def _holds(where, layer, caller):
     found = where is None or where(layer)
-    require(getattr(found, "ndim", 0) == 0 and found in (True, False),
-            f"{caller}: a function given as `where` must return True or False", layer=layer.name, returned=found,
-            do="Write e.g. lambda layer: isinstance(layer, keras.layers.Dense).")
+    require(not getattr(found, "shape", ()), f"{caller}: a function given as `where` must return True or False",
+            layer=layer.name, returned=found, do="Write e.g. lambda layer: isinstance(layer, keras.layers.Dense).")
     return bool(found)
 
 
@@ -72,6 +75,14 @@ def _listed(where, caller):
             f"{caller}: `where` must be None, layer names, layers, or a function `layer -> bool`", where=where,
             do='Pass e.g. ["conv1", "conv2"].', error=TypeError)
     return list(asked)
+
+
+def _inside(asked, everything):
+    """The paths of the layers in a nested model, given by name or as it is."""
+    if isinstance(asked, str):
+        return [path for path in everything if f"/{asked}/" in f"/{path}"]
+    ids = {id(part) for part in parts_of(asked)[1:]} if graph_of(asked) is not None else ()
+    return [path for path, layer in everything.items() if id(layer) in ids]
 
 
 def _is(asked, path, layer):
