@@ -77,7 +77,7 @@ def test_a_tpu_that_does_not_answer_is_refused_in_one_line(monkeypatch):
         raise tf.errors.InvalidArgumentError(None, None, f"TPUs not found in {place}\nand much more")
 
     monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", connect)
-    with pytest.raises(ValueError, match=r"No TPU answers.*TPU_NAME='local', TPUs not found in local. Set TPU_NAME"):
+    with pytest.raises(ValueError, match=r"No TPU replies.*TPU_NAME='local', TPUs not found in local. Set TPU_NAME"):
         distribute.strategy("tpu")
 
 
@@ -121,7 +121,7 @@ def test_the_precision_fits_the_worst_device(monkeypatch, tpus, capabilities, ex
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="`kind` must be one of auto, float32"):
+    with pytest.raises(ValueError, match="`kind` must be 'auto', 'float32'"):
         distribute.precision("float16")
 
 
@@ -185,6 +185,10 @@ def compiled(optimizer="sgd", **settings):
 
 def sgd(**settings):
     return keras.optimizers.SGD(0.1, **settings)
+
+
+def several(kernels, biases):
+    return keras.optimizers.MultiOptimizer(lambda variable: kernels if "kernel" in variable.path else biases)
 
 
 class Own(keras.Model):
@@ -262,7 +266,7 @@ def test_check_needs_a_built_model():
                                       {"gradient_accumulation_steps": 3}, {"weight_decay": 0.1},
                                       {"global_clipnorm": 0.1, "gradient_accumulation_steps": 2}])
 @pytest.mark.parametrize("rate", [0.01, keras.optimizers.schedules.PolynomialDecay(0.05, 6)])
-def test_synchronous_is_the_optimizer_itself_on_one_device(settings, rate):
+def test_global_batch_optimizer_is_the_optimizer_itself_on_one_device(settings, rate):
     variables = [[keras.Variable(tf.ones((3, 2))), keras.Variable(tf.ones(2))] for _ in range(2)]
     optimizers = [keras.optimizers.Adam(rate, **settings),
                   distribute.GlobalBatchOptimizer(keras.optimizers.Adam(rate, **settings))]
@@ -275,7 +279,7 @@ def test_synchronous_is_the_optimizer_itself_on_one_device(settings, rate):
     assert int(optimizers[0].iterations) == int(optimizers[1].iterations)
 
 
-def test_synchronous_is_saved_with_its_state(tmp_path):
+def test_global_batch_optimizer_is_saved_with_its_state(tmp_path):
     rate = keras.optimizers.schedules.PolynomialDecay(0.05, 20)
     x, y = np.random.normal(size=(12, 4)), np.random.normal(size=(12, 2))
     model = network()
@@ -291,7 +295,27 @@ def test_synchronous_is_saved_with_its_state(tmp_path):
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
 
 
-def test_synchronous_leaves_weights_without_a_gradient_alone():
+@pytest.mark.parametrize("make", [
+    lambda around: around(keras.optimizers.ScheduleFreeAdamW(0.01, clipnorm=0.1)),
+    lambda around: around(keras.optimizers.Muon(0.01, global_clipnorm=0.1)),
+    lambda around: keras.optimizers.LossScaleOptimizer(around(keras.optimizers.Adam(0.01, clipnorm=0.1))),
+    lambda around: several(around(keras.optimizers.Adam(0.01, clipnorm=0.1)),
+                           around(keras.optimizers.SGD(0.1, clipvalue=0.01)))],
+    ids=["ScheduleFreeAdamW", "Muon", "LossScaleOptimizer", "MultiOptimizer"])
+def test_global_batch_optimizer_with_unusual_optimizers(make):
+    x, y = np.random.default_rng(0).normal(size=(2, 24, 4)).astype("float32")
+    weights = []
+    for around in (lambda optimizer: optimizer, distribute.GlobalBatchOptimizer):
+        keras.utils.set_random_seed(0)
+        model = network()
+        model.compile(make(around), "mse")
+        model.fit(x, y[:, :2], batch_size=8, epochs=2, verbose=0, shuffle=False)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_global_batch_optimizer_leaves_weights_without_a_gradient_alone():
     used, idle = keras.Variable(1.0), keras.Variable(1.0)
     optimizer = distribute.GlobalBatchOptimizer(sgd(clipnorm=1., gradient_accumulation_steps=2))
     for _ in range(2):
@@ -300,17 +324,20 @@ def test_synchronous_leaves_weights_without_a_gradient_alone():
 
 
 @pytest.mark.parametrize(("make", "error", "match"), [
-    (lambda: "adam", TypeError, "needs a Keras optimizer"),
-    (lambda: keras.optimizers.LossScaleOptimizer(sgd()), ValueError, "inside other wrappers"),
+    (lambda: "adam", TypeError, "must be a Keras optimizer"),
+    (lambda: keras.optimizers.LossScaleOptimizer(sgd()), ValueError,
+     r"inside other wrappers.*Write LossScaleOptimizer\(GlobalBatchOptimizer\(optimizer\)\)"),
+    (lambda: several(sgd(), sgd()), ValueError,
+     "Make the MultiOptimizer of GlobalBatchOptimizers"),
     (lambda: sgd(use_ema=True, ema_overwrite_frequency=2), ValueError, "cannot replace the weights"),
     (lambda: sgd(use_ema=True, gradient_accumulation_steps=2), ValueError, "cannot average the weights")])
-def test_synchronous_refuses(make, error, match):
+def test_global_batch_optimizer_refuses(make, error, match):
     with pytest.raises(error, match=match):
         distribute.GlobalBatchOptimizer(make())
 
 
 @pytest.mark.parametrize("size", range(1, 14))
-def test_even_leaves_out_the_remainder_alone(size):
+def test_equal_batches_leaves_out_the_remainder_alone(size):
     numbers = tf.data.Dataset.range(size).map(lambda x: {"x": x, "y": (x, -x)})
     data = distribute.equal_batches(numbers.batch(6), replicas=4)
     seen = [batch["x"].numpy().tolist() for batch in data]
@@ -319,14 +346,14 @@ def test_even_leaves_out_the_remainder_alone(size):
     assert seen == expected
 
 
-def test_even_refuses():
-    with pytest.raises(TypeError, match=r"needs a tf.data.Dataset"):
+def test_equal_batches_refuses():
+    with pytest.raises(TypeError, match=r"must be a tf.data.Dataset"):
         distribute.equal_batches(np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="`replicas` must be a whole number >= 1"):
+    with pytest.raises(ValueError, match="`replicas` must be None or a whole number >= 1"):
         distribute.equal_batches(tf.data.Dataset.range(2).batch(2), replicas=0)
 
 
-def test_synchronize_changes_a_copy():
+def test_sync_batch_norm_changes_a_copy():
     inner = network(keras.layers.BatchNormalization(name="bn", momentum=0.7))
     model = keras.Sequential([keras.Input((4,)), inner, keras.layers.BatchNormalization(name="outer")])
     copy = distribute.sync_batch_norm(model)
@@ -334,6 +361,18 @@ def test_synchronize_changes_a_copy():
     assert [inner.get_layer("bn").synchronized, model.get_layer("outer").synchronized] == [False, False]
     assert copy.layers[0].get_layer("bn").momentum == 0.7
     np.testing.assert_array_equal(model(np.ones((2, 4))), copy(np.ones((2, 4))))
+
+
+def test_sync_batch_norm_keeps_a_class_of_ones_own():
+    class Twice(keras.Model):
+        def train_step(self, data):
+            return {"loss": tf.constant(2.0)}
+
+    inputs = keras.Input((4,))
+    model = Twice(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs)))
+    copy = distribute.sync_batch_norm(model)
+    assert type(copy) is Twice
+    assert copy.layers[-1].synchronized
     with pytest.raises(ValueError, match=r"distribute.sync_batch_norm needs a built"):
         distribute.sync_batch_norm(keras.Sequential([keras.layers.Dense(1)]))
 

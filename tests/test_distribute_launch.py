@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -83,6 +84,24 @@ def test_its_exit_code_is_theirs(launch, death, code, told):
     seen, _, err = finish(launch(f"if me == 1: {death}\n{WAIT}", "--workers", "2"))
     assert seen == code
     assert told in err
+
+
+@pytest.mark.parametrize(("addresses", "told"), [(["10.0.0.7"], "here also 10.0.0.7"), ([], "")])
+def test_it_warns_of_servers_that_others_reach(monkeypatch, capsys, addresses, told):
+    monkeypatch.setattr(_launch, "_addresses", lambda: addresses)
+    monkeypatch.setattr(_launch, "_train", lambda count, command: 0)
+    monkeypatch.setattr(_launch.signal, "signal", lambda *_: None)
+    assert _launch.main(["--workers", "2", "train.py"]) == 0
+    err = capsys.readouterr().err
+    assert told in err
+    assert ("reads and writes files as you" in err) == bool(addresses)
+
+
+def test_the_addresses_are_those_of_this_machine():
+    for address in _launch._addresses():
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))                                       # no other machine's could be bound
+        assert not address.startswith("127.")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

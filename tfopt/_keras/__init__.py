@@ -95,6 +95,7 @@ from .random import fresh_names, global_seed, randomness, same_randomness, seede
 from .training import (  # noqa: E402
     Fit,
     ModelWithOwnLosses,
+    OptimizerAround,
     call_losses,
     compile_arguments,
     compiled_as,
@@ -106,7 +107,8 @@ from .training import (  # noqa: E402
 )
 from .workers import patch_workers  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "call_losses",
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "OptimizerAround",
+           "call_losses",
            "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
            "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "lambdas_allowed",
            "loss_tracker", "mask_of", "parts_of", "patch_workers", "producer", "randomness", "replay",

@@ -52,6 +52,54 @@ def schedule_of(optimizer):
     return None if isinstance(rate, keras.Variable) else rate
 
 
+class OptimizerAround(keras.optimizers.Optimizer):
+    """Base of an optimizer that hands the gradients to `inner_optimizer`; its clipping and its own count stay here."""
+
+    def __init__(self, inner, *, name, **clips):
+        super().__init__(0.0, name=name, **clips)
+        self.inner_optimizer = inner
+
+    def build(self, variables):
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    @property
+    def variables(self):
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def own_iterations(self):
+        """How often `apply` was called, also where the inner optimizer waits."""
+        return self._iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate):
+        self.inner_optimizer.learning_rate = rate
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def clipped(self, gradients):
+        """Gradients as the clipping of this optimizer leaves them."""
+        return self._clip_gradients(gradients)
+
+    def built_for(self):
+        """The variables that `build` was given."""
+        return self._trainable_variables
+
+    def place_of(self, variable):
+        """The place of a variable among them."""
+        return self._get_variable_index(variable)
+
+
 def in_xla():
     """Is a graph being traced that XLA will compile as a whole, where lookup tables and checks cannot be."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(

@@ -1,8 +1,10 @@
 """What several replicas get wrong, in versions that give the result of one device."""
 
+import typing
+
 from .. import _models
-from .._check import require, require_number
-from .._keras import keras, schedule_of, serializable, tf, without_autotune
+from .._check import MODEL, TEXT, Instance, Whole, checked, require
+from .._keras import OptimizerAround, keras, schedule_of, serializable, tf, without_autotune
 from ._strategy import replicas_here
 
 __all__ = ["GlobalBatchOptimizer", "equal_batches", "sync_batch_norm"]
@@ -11,8 +13,8 @@ CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 @serializable
-class GlobalBatchOptimizer(keras.optimizers.Optimizer):
-    """An optimizer that clips and accumulates the gradient of the whole batch, not of each replica's part of it.
+class GlobalBatchOptimizer(OptimizerAround):
+    """Gradient clipping and accumulation over all replicas: an optimizer around another.
 
         g = sum over replicas of their gradients;  every k batches: update with clip(mean of the last k g)
 
@@ -26,8 +28,8 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
 
     Raises:
       TypeError: `optimizer` is not a Keras optimizer.
-      ValueError: it wraps another one; it replaces the weights by their average on the way (`ema_overwrite_frequency`);
-        or it averages the weights and accumulates. See average.SWA for such averages.
+      ValueError: it holds or wraps others; it replaces the weights by their average on the way
+        (`ema_overwrite_frequency`); or it averages the weights and accumulates. See average.SWA for such averages.
 
     Example:
       >>> import keras
@@ -37,31 +39,37 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
       0.1
     """
 
-    def __init__(self, optimizer, name="synchronous"):
-        require(isinstance(optimizer, keras.optimizers.Optimizer), "GlobalBatchOptimizer needs a Keras optimizer",
-                optimizer=optimizer, error=TypeError)
-        require(not hasattr(optimizer, "inner_optimizer"), "GlobalBatchOptimizer must stand inside other wrappers",
-                optimizer=type(optimizer).__name__, do="Wrap what it wraps.")
-        require(not optimizer.ema_overwrite_frequency, "GlobalBatchOptimizer cannot replace the weights on the way",
+    @checked(optimizer=Instance("keras.optimizers.Optimizer", text="a Keras optimizer"), name=TEXT)
+    def __init__(self, optimizer: keras.optimizers.Optimizer, name: str = "global_batch_optimizer"):
+        require(not isinstance(optimizer, keras.optimizers.MultiOptimizer),
+                "it takes one optimizer, and a MultiOptimizer holds several", optimizer=type(optimizer).__name__,
+                do="Make the MultiOptimizer of GlobalBatchOptimizers, one around each.")
+        require(not hasattr(optimizer, "inner_optimizer"), "it must stand inside other wrappers",
+                optimizer=type(optimizer).__name__,
+                do=f"Write {type(optimizer).__name__}(GlobalBatchOptimizer(optimizer)).")
+        require(replicas_here() == 1 or not isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW),
+                "Keras' ScheduleFreeAdamW does not equal one device on several replicas", replicas=replicas_here(),
+                do="Take another optimizer, such as AdamW.")
+        require(not optimizer.ema_overwrite_frequency, "it cannot replace the weights by their average on the way",
                 ema_overwrite_frequency=optimizer.ema_overwrite_frequency, do="Use average.SWA(momentum=...).")
         every = optimizer.gradient_accumulation_steps or 1
-        require(not (optimizer.use_ema and every > 1), "GlobalBatchOptimizer cannot average the weights and accumulate",
-                use_ema=True, gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
-        super().__init__(0.0, name=name, **{clip: getattr(optimizer, clip) for clip in CLIPS})
-        self.every = every
+        require(not (optimizer.use_ema and every > 1), "it cannot average the weights and accumulate", use_ema=True,
+                gradient_accumulation_steps=every, do="Use average.SWA(momentum=...).")
         changes = dict.fromkeys((*CLIPS, "gradient_accumulation_steps"))
         if every > 1 and schedule_of(optimizer) is not None:
             changes["learning_rate"] = _Updates(schedule_of(optimizer), every)
-        self.inner_optimizer = type(optimizer).from_config({**optimizer.get_config(), **changes})
+        super().__init__(type(optimizer).from_config({**optimizer.get_config(), **changes}), name=name,
+                         **{clip: getattr(optimizer, clip) for clip in CLIPS})
+        self.every = every
 
-    def build(self, variables):
-        self.inner_optimizer.build(variables)
+    def build(self, variables: list[keras.Variable]) -> None:
         self.sums = [self.add_variable(variable.shape, dtype=variable.dtype, aggregation="only_first_replica",
                                        name="sum") for variable in variables] if self.every > 1 else []
         super().build(variables)
 
-    def apply(self, grads, trainable_variables=None):
-        variables = list(trainable_variables or self._trainable_variables)
+    def apply(self, grads: list[typing.Any], trainable_variables: list[keras.Variable] | None = None) -> None:
+        """Sums the gradients of the replicas, clips the sum, and updates, all k batches if it accumulates."""
+        variables = list(trainable_variables or self.built_for())
         if not self.built:
             self.build(variables)
         places = [place for place, gradient in enumerate(grads) if gradient is not None]
@@ -72,43 +80,27 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
         def update(grads):
             """The optimizer adds up what all replicas give it, and they all give it the same."""
             share = tf.distribute.get_strategy().num_replicas_in_sync
-            self.inner_optimizer.apply([gradient / share for gradient in self._clip_gradients(grads)], variables)
+            self.inner_optimizer.apply([gradient / share for gradient in self.clipped(grads)], variables)
 
         if self.every == 1:
             update(grads)
         else:
-            sums = [self.sums[self._get_variable_index(variable)] for variable in variables]
-            for total, gradient in zip(sums, grads, strict=True):
-                total.assign_add(gradient)
+            self._accumulate(grads, variables, update)
+        self.own_iterations.assign_add(1)
 
-            def update_and_restart():
-                update([total / self.every for total in sums])
-                for total in sums:
-                    total.assign(tf.zeros_like(total))
+    def _accumulate(self, grads, variables, update):
+        sums = [self.sums[self.place_of(variable)] for variable in variables]
+        for total, gradient in zip(sums, grads, strict=True):
+            total.assign_add(gradient)
 
-            _cond((self._iterations + 1) % self.every == 0, update_and_restart)
-        self._iterations.assign_add(1)
+        def update_and_restart():
+            update([total / self.every for total in sums])
+            for total in sums:
+                total.assign(tf.zeros_like(total))
 
-    @property
-    def variables(self):
-        return self._variables + self.inner_optimizer.variables
+        _cond((self.own_iterations + 1) % self.every == 0, update_and_restart)
 
-    @property
-    def iterations(self):
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self):
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, rate):
-        self.inner_optimizer.learning_rate = rate
-
-    def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(var_list)
-
-    def get_config(self):
+    def get_config(self) -> dict[str, typing.Any]:
         given = keras.optimizers.serialize(self.inner_optimizer)
         given["config"].update({clip: getattr(self, clip) for clip in CLIPS})
         if self.every > 1:
@@ -119,7 +111,8 @@ class GlobalBatchOptimizer(keras.optimizers.Optimizer):
         return {"optimizer": given, "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, typing.Any],
+                    custom_objects: dict[str, typing.Any] | None = None) -> "GlobalBatchOptimizer":
         return cls(keras.optimizers.deserialize(config["optimizer"], custom_objects), name=config["name"])
 
 
@@ -149,7 +142,9 @@ def _cond(due, act):
     tf.distribute.get_replica_context().merge_call(across, args=(due,))
 
 
-def equal_batches(data, *, replicas=None):
+@checked(data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
+                       do="Make one with data.arrays(x, y, batch_size)."), replicas=Whole(low=1))
+def equal_batches(data: tf.data.Dataset, *, replicas: int | None = None) -> tf.data.Dataset:
     """The data set with batches that the replicas can share evenly: a remainder is left out.
 
         n -> n - n mod replicas
@@ -174,10 +169,7 @@ def equal_batches(data, *, replicas=None):
       >>> [len(batch) for batch in equal_batches(data, replicas=2)]
       [4, 4, 2]
     """
-    require(isinstance(data, tf.data.Dataset), "distribute.equal_batches needs a tf.data.Dataset of batches",
-            data=type(data).__name__, do="Make one with data.arrays(x, y, batch_size).", error=TypeError)
     replicas = replicas_here() if replicas is None else replicas
-    require_number("replicas", replicas, low=1, integer=True)
 
     def size(*batch):
         return tf.shape(keras.tree.flatten(batch)[0])[0]
@@ -190,13 +182,14 @@ def equal_batches(data, *, replicas=None):
     return without_autotune(data.filter(lambda *batch: size(*batch) >= replicas).map(cut, tf.data.AUTOTUNE))
 
 
-def sync_batch_norm(model):
-    """A copy whose batch normalizations see the whole batch, as on one device, not the part of their replica.
+@checked(model=MODEL)
+def sync_batch_norm(model: keras.Model) -> keras.Model:
+    """Synchronized batch normalization: statistics of the whole batch, not of a replica's part.
 
         mean, variance = of the examples of all replicas
 
     Args:
-      model: a built functional or Sequential model.
+      model: a built functional or Sequential model, or a subclass of one, which keeps its class.
 
     Returns:
       An uncompiled keras.Model with the same weights, made in the model's own strategy or, if it has none, in the scope
@@ -212,8 +205,10 @@ def sync_batch_norm(model):
       True
     """
     _models.require_graph(model, "distribute.sync_batch_norm")
-    return _models.copy(model, change=lambda layer: (
+    made = _models.copy(model, change=lambda layer: (
         _models.recreate(layer, synchronized=True) if unsynchronized(layer) else None))
+    _models.compare(model, made)
+    return made
 
 
 def unsynchronized(layer):

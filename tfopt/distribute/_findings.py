@@ -3,6 +3,7 @@
 import pandas as pd
 
 from .. import _models
+from .._check import MODEL, Instance, checked
 from .._keras import graph_of, keras, mask_of, parts_of, tf
 from ._corrected import CLIPS, GlobalBatchOptimizer, unsynchronized
 from ._strategy import made, replicas_here
@@ -12,8 +13,9 @@ __all__ = ["diagnose"]
 OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_replicas_in_sync"
 
 
-def diagnose(model, data=None):
-    """What in a model will not behave under several replicas as on one device, and what to do.
+@checked(model=MODEL, data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches"))
+def diagnose(model: keras.Model, data: tf.data.Dataset | None = None) -> pd.DataFrame:
+    """Diagnosis for distributed training: what differs under replicas, and what to do.
 
     Whatever it names was run, on several devices and on one (docs/measured/distribute.csv). It does not see a layer of
     your own that assigns to its variables.
@@ -66,6 +68,13 @@ def _of_optimizer(optimizer):
         optimizer = optimizer.inner_optimizer
     if optimizer is None or isinstance(optimizer, GlobalBatchOptimizer):
         return
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        for part in optimizer.optimizers:
+            yield from _of_optimizer(part)
+        return
+    if isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+        yield ("optimizer", "ScheduleFreeAdamW trains to other weights than on one device", "differs",
+               "another optimizer, such as AdamW")
     clips = {clip: getattr(optimizer, clip) for clip in CLIPS if getattr(optimizer, clip)}
     for clip, value in clips.items():
         yield ("optimizer", f"{clip}={value} clips the part of each replica", "differs",

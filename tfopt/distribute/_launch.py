@@ -9,6 +9,7 @@ Loads no TensorFlow: this process only watches.
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import os
 import queue
@@ -34,6 +35,10 @@ def main(arguments=None):
     if options.hosts:
         _write(sys.stdout, _commands(options.hosts, options.port, command))
         return 0
+    if options.workers and (reached := _addresses()):
+        _say(f"TensorFlow's servers listen on all interfaces, here also {', '.join(reached)}. Whoever reaches their "
+             "ports reads and writes files as you: block them by a firewall, run in a network namespace, or use a "
+             "trusted network only (docs/distribute.md, Security).")
     signal.signal(signal.SIGTERM, _terminated)
     run = _search if options.search else _train
     try:
@@ -83,6 +88,18 @@ def _commands(hosts, port, command):
     addresses = [host if ":" in host else f"{host}:{port}" for host in hosts]
     return "".join(f"# on {host}\nTF_CONFIG={shlex.quote(cluster(addresses, index))} "
                    f"python {shlex.join(command)}\n" for index, host in enumerate(hosts))
+
+
+def _addresses():
+    """This machine's addresses that others may reach, as far as they can be told without a packet."""
+    found = set()
+    with contextlib.suppress(OSError):
+        found |= {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):      # for documentation
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))                  # only chooses the interface
+            found.add(probe.getsockname()[0])
+    return sorted(address for address in found if not ipaddress.ip_address(address.split("%")[0]).is_loopback)
 
 
 def _ports(count):

@@ -4,9 +4,9 @@ import json
 import os
 import sys
 
-from .._check import require
+from .._check import TEXT, OneOf, checked, require
 from .._keras import tf
-from ._workers import agree, mend
+from ._workers import agree, correct
 
 __all__ = ["precision", "strategy"]
 
@@ -19,7 +19,8 @@ POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _made = {}                                                 # {kind: strategy} of this process, at most one
 
 
-def strategy(kind="auto"):
+@checked(kind=TEXT)
+def strategy(kind: str = "auto") -> tf.distribute.Strategy:
     """The strategy that fits the devices of this process, and one line on standard error that says which and why.
 
         auto = tpu, where there is one; else multi_worker, where TF_CONFIG names the workers; else mirrored, over
@@ -38,7 +39,7 @@ def strategy(kind="auto"):
       A tf.distribute.Strategy; a second call returns the first one's.
 
     Raises:
-      ValueError: an unknown kind, or one that does not work with Keras 3; no TPU answers; TF_CONFIG is not a list of
+      ValueError: an unknown kind, or one that does not work with Keras 3; no TPU replies; TF_CONFIG is not a list of
         workers, or their seeds differ; the call stands inside a scope.
       RuntimeError: this process already has another strategy, or computed something before the workers were joined.
 
@@ -50,10 +51,10 @@ def strategy(kind="auto"):
       >>> one.num_replicas_in_sync
       1
     """
-    require(kind not in REFUSED, f"distribute.strategy does not offer it, because {REFUSED.get(kind)}", kind=kind,
+    require(kind not in REFUSED, f"this strategy is not offered, because {REFUSED.get(kind)}", kind=kind,
             do='Use "mirrored" or "multi_worker".')
     require(kind in KINDS, f"`kind` must be one of {', '.join(KINDS)}", kind=kind)
-    require(not tf.distribute.has_strategy(), "distribute.strategy must be called outside of every scope",
+    require(not tf.distribute.has_strategy(), "it must be called outside of every scope",
             inside=type(tf.distribute.get_strategy()).__name__)
     if kind == "auto":
         kind = next(iter(_made), None) or _best()
@@ -101,7 +102,7 @@ def _tpu():
     try:
         return tf.distribute.TPUStrategy(tf.distribute.cluster_resolver.TPUClusterResolver.connect(place))
     except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"No TPU answers. Received: TPU_NAME={place!r}, {str(error).splitlines()[0]}. Set TPU_NAME, "
+        raise ValueError(f"No TPU replies. Received: TPU_NAME={place!r}, {str(error).splitlines()[0]}. Set TPU_NAME, "
                          "or install tensorflow-tpu on a machine that has one.") from error
 
 
@@ -113,7 +114,7 @@ def _multi_worker():
         raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
                            f"{error}. Move the call to the top of the script.") from error
     agree(joined)
-    mend(joined)
+    correct(joined)
     return joined
 
 
@@ -135,7 +136,8 @@ _WHY = {"tpu": "{replicas} TPU cores", "multi_worker": "{replicas} replicas on t
         "mirrored": "{replicas} devices of this machine"}
 
 
-def precision(kind="auto"):
+@checked(kind=OneOf(*POLICIES))
+def precision(kind: str = "auto") -> str:
     """The name of the dtype policy that suits the devices: hand it to `keras.config.set_dtype_policy`.
 
         mixed_bfloat16 on TPUs and on GPUs of compute capability >= 8; mixed_float16 on GPUs from 7 on; else float32
@@ -156,7 +158,6 @@ def precision(kind="auto"):
       >>> precision("mixed_bfloat16")
       'mixed_bfloat16'
     """
-    require(kind in POLICIES, f"`kind` must be one of {', '.join(POLICIES)}", kind=kind)
     if kind != "auto":
         return kind
     if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):

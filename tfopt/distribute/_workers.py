@@ -8,7 +8,7 @@ from .._check import require
 from .._keras import global_seed, keras, patch_workers, same_randomness, tf
 
 
-def mend(strategy):
+def correct(strategy):
     """Corrects Keras for `strategy` if a probe shows that it needs it, and probes again.
 
     Keras 3.15 fails here (its issue 20585); a version that does not is left as it is.
