@@ -333,6 +333,14 @@ def test_a_comparison_moves_no_state():
     assert all(map(np.array_equal, before, [v.numpy() for v in sampler.variables]))
 
 
+def test_a_stateful_network_starts_from_its_state():
+    model = keras.Sequential([keras.Input(batch_shape=(2, 5, 4)), L.LSTM(4, stateful=True), L.Dense(2)])
+    model(np.ones((2, 5, 4)))
+    before = [v.numpy() for v in model.variables]
+    assert _models.compare(model, _models.copy(model)) == 0
+    assert all(map(np.array_equal, before, [v.numpy() for v in model.variables]))
+
+
 class Noise(L.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

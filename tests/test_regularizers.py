@@ -451,3 +451,8 @@ def test_where_takes_a_layer():
     assert len(regularizers.add(model, "l2", where=model.get_layer("out")).losses) == 1
     with pytest.raises(ValueError, match="must name layers of the model"):
         regularizers.add(model, "l2", where=small().get_layer("out"))
+
+
+def test_classes_are_registered_under_their_module():
+    assert keras.saving.get_registered_name(regularizers.Hoyer) == "tfopt.regularizers>Hoyer"
+    assert keras.saving.get_registered_name(regularizers.DropPath) == "tfopt.regularizers>DropPath"

@@ -81,8 +81,7 @@ def outputs_of(model, inputs, *, value=None):
             outputs, _ = model.stateless_call(*([keras.ops.convert_to_tensor(value(variable), variable.dtype)
                                                  for variable in kind] for kind in kinds), inputs, **training)
         else:
-            states = [(variable, array_of(variable)) for variable in model.non_trainable_variables
-                      if "int" in variable.dtype]
+            states = [(variable, array_of(variable)) for variable in model.non_trainable_variables]
             outputs = model(inputs, **training)
             for variable, state in states:
                 variable.assign(state)
