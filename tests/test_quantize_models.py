@@ -195,3 +195,53 @@ def test_plan_builds_nothing(monkeypatch):
     nodes = len(dense._inbound_nodes)
     assert quantize.plan(model)["affected"].tolist() == [8]
     assert len(dense._inbound_nodes) == nodes
+
+
+def test_saved_with_adapted_layers(tmp_path, rng):
+    x = rng.normal(50, 20, size=(64, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), adapted(layers.Normalization(), x), layers.Dense(8, activation="relu"),
+                              layers.BatchNormalization(), layers.Dense(2)])
+    ready = quantize.calibrate(quantize.wrap(model), x)
+    expected = ready.predict(x, verbose=0)
+    ready.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), expected)
+    assert again.plan.equals(ready.plan)
+    assert quantize.convert(again, calibration=x).report["float_model"] == "the trained weights in float"
+    ready.save_weights(tmp_path / "model.weights.h5")
+    other = quantize.wrap(model)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
+    path = tf.train.Checkpoint(model=ready).save(tmp_path / "checkpoint")
+    other = quantize.wrap(model)
+    tf.train.Checkpoint(model=other).restore(path).expect_partial()
+    np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
+    ready.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(x), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"is saved in the \.keras format"):
+        ready.save(tmp_path / "model.h5")
+    assert not (tmp_path / "model.h5").exists()
+
+
+class Scored(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_a_train_step_of_ones_own_is_not_lost_silently():
+    inputs = keras.Input((4,))
+    model = Scored(inputs, layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match=r"^quantize\.wrap: what a class of your own does.*\['train_step'\]"):
+        quantize.wrap(model)
+
+
+def test_low_rank_adapters_stay(rng):
+    x = rng.normal(size=(32, 8)).astype("float32")
+    adapted_dense = layers.Dense(8, name="adapted")
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(2)(adapted_dense(inputs)))
+    adapted_dense.enable_lora(2)
+    adapted_dense.lora_kernel_b.assign(rng.normal(size=adapted_dense.lora_kernel_b.shape))
+    assert quantize.plan(model).set_index("layer").loc["adapted", "status"] == "skipped"
+    assert_exact(model, x)

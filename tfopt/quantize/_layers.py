@@ -78,10 +78,12 @@ class RoundedKernel:
 
     def build(self, shape):
         super().build(shape)
-        self._rounding = {
-            name: self.add_weight(shape, "zeros", dtype, trainable=trains, name=name,
-                                  aggregation="only_first_replica" if dtype == "int32" else "mean")
-            for name, (shape, dtype, trains) in self._quantizer.variables(tuple(self.kernel.shape)).items()}
+        variables = self._quantizer.variables(tuple(self.kernel.shape))
+        for name, (shape, dtype, trains) in variables.items():        # as attributes: tf.train.Checkpoint finds these
+            setattr(self, f"_{name}", self.add_weight(
+                shape, "zeros", dtype, trainable=trains, name=name,
+                aggregation="only_first_replica" if dtype == "int32" else "mean"))
+        self._names = tuple(variables)
 
     @property
     def preserves(self):
@@ -106,7 +108,7 @@ class RoundedKernel:
             return super().call(inputs)
 
     def _values(self):
-        return {name: variable.value for name, variable in self._rounding.items()}
+        return {name: getattr(self, f"_{name}").value for name in self._names}
 
     def save_own_variables(self, store):
         keras.layers.Layer.save_own_variables(self, store)            # those of Dense and Conv2D save two by name

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from .. import _models
 from .._check import MODEL, WHERE, OneOf, checked, require
 from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
-from .._typing import Data, Where
+from .._typing import Data, PathLike, Where
 from ._graph import Graph
 from ._layers import RoundedKernel, observing, unrounded
 from ._lite import take
@@ -41,6 +42,13 @@ class Quantized(Functional):
     def rounded(self):
         """{name: layer} of the layers whose kernel is rounded."""
         return {layer.name: layer for layer in self.layers if isinstance(layer, RoundedKernel)}
+
+    def save(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
+        """As keras.Model.save, in the .keras format: Keras does not find the class again in what it writes as .h5."""
+        require(not str(filepath).endswith((".h5", ".hdf5")),
+                "a model from quantize.wrap is saved in the .keras format", filepath=str(filepath),
+                do="Pass a path that ends in .keras, or save its weights as .weights.h5.")
+        super().save(filepath, *args, **kwargs)
 
     def get_config(self):
         return {**super().get_config(), "rows": [dict(row) for row in self.rows]}
