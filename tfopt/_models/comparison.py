@@ -9,7 +9,7 @@ import numpy as np
 
 from .._check import require
 from .._keras import graph_of, keras, parts_of, replay, seeded, tf, uses
-from .describe import array_of, describe
+from .describe import array_of, describe, recurrent_states
 
 _OPEN = (8, 16, 32, 64, 128, 256)        # tried in this order for sizes that the model leaves open; images from 32 on
 _STYLES = ("normal", "uniform", "few")   # kinds of numbers, tried in this order
@@ -81,7 +81,8 @@ def outputs_of(model, inputs, *, value=None):
             outputs, _ = model.stateless_call(*([keras.ops.convert_to_tensor(value(variable), variable.dtype)
                                                  for variable in kind] for kind in kinds), inputs, **training)
         else:
-            states = [(variable, array_of(variable)) for variable in model.non_trainable_variables]
+            states = [(variable, array_of(variable))
+                      for variable in (*model.non_trainable_variables, *recurrent_states(model))]
             outputs = model(inputs, **training)
             for variable, state in states:
                 variable.assign(state)

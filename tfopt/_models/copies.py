@@ -18,7 +18,7 @@ from .._keras import (
     same_randomness,
 )
 from .comparison import example_inputs, outputs_of
-from .describe import describe, scope_of
+from .describe import describe, recurrent_states, scope_of
 
 _BASE = ("name", "trainable", "dtype")                     # what Keras' Layer itself takes
 _BEHAVIOR = ("build", "call", "compute_loss", "compute_metrics", "fit", "make_predict_function", "make_test_function",
@@ -141,6 +141,9 @@ def transfer(old, new, *, value=lambda variable: variable, dtype=None, changed=F
             part.dtype_policy = _policy_for(one, dtype, {})
     if not changed or len(sources) == len(targets):
         _assign(old, sources, targets, value)
+    for state, mine in zip(recurrent_states(old), recurrent_states(new), strict=False):
+        if state.shape == mine.shape:
+            mine.assign(state)
     for one, part in parts:
         if not changed:
             _take_functions(one, part)

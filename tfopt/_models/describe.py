@@ -3,7 +3,7 @@
 import contextlib
 
 from .._check import require
-from .._keras import graph_of, keras, tf
+from .._keras import graph_of, keras, parts_of, tf
 
 
 def describe(model):
@@ -45,6 +45,12 @@ def require_graph(model, caller):
 def array_of(variable):
     """A variable's value, on whatever device or devices it lives, also inside the scope of their strategy."""
     return keras.ops.convert_to_numpy(tf.convert_to_tensor(variable.value))
+
+
+def recurrent_states(layer):
+    """The states of stateful recurrent layers in a layer or model, which Keras keeps outside its variables."""
+    found = [getattr(part, "states", None) for part in parts_of(layer) if getattr(part, "stateful", False)]
+    return [state for state in keras.tree.flatten(found) if isinstance(state, keras.Variable)]
 
 
 def scope_of(model):
