@@ -72,7 +72,7 @@ def test_what_does_not_work_is_refused(kind, match):
         distribute.strategy(kind)
 
 
-def test_a_tpu_that_does_not_answer_is_refused_in_one_line(monkeypatch):
+def test_a_tpu_that_does_not_reply_is_refused_in_one_line(monkeypatch):
     def connect(place):
         raise tf.errors.InvalidArgumentError(None, None, f"TPUs not found in {place}\nand much more")
 
@@ -152,17 +152,17 @@ def test_the_probe_is_right_under_any_policy(policy):
 
 
 def test_the_correction_is_applied_only_where_it_is_needed(monkeypatch):
-    faults, mended = [None], []
+    faults, corrected = [None], []
     monkeypatch.setattr(_workers, "fault", lambda strategy: faults.pop(0))
-    monkeypatch.setattr(_workers, "patch_workers", lambda: mended.append(True))
-    _workers.mend(Made())
-    assert not mended
+    monkeypatch.setattr(_workers, "patch_workers", lambda: corrected.append(True))
+    _workers.correct(Made())
+    assert not corrected
     faults[:] = ["wrong", None]
-    _workers.mend(Made())
-    assert mended
+    _workers.correct(Made())
+    assert corrected
     faults[:] = ["wrong", "still wrong"]
     with pytest.raises(RuntimeError, match=r"cannot correct this version of Keras.*still wrong"):
-        _workers.mend(Made())
+        _workers.correct(Made())
 
 
 # What check finds
@@ -213,6 +213,7 @@ FINDINGS = {
     "global_clipnorm": (lambda: compiled(keras.optimizers.LossScaleOptimizer(sgd(global_clipnorm=1.))),
                         "optimizer", "differs"),
     "accumulation": (lambda: compiled(sgd(gradient_accumulation_steps=2)), "optimizer", "fails"),
+    "schedule-free": (lambda: compiled(keras.optimizers.ScheduleFreeAdamW()), "optimizer", "differs"),
     "average": (lambda: compiled(sgd(use_ema=True, ema_overwrite_frequency=2)), "optimizer", "fails"),
     "steps": (lambda: compiled(steps_per_execution=2), "compile", "fails"),
     "jit": (lambda: compiled(jit_compile=True), "compile", "fails"),
