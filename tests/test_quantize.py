@@ -208,6 +208,11 @@ def test_saved_file_knows_itself(tmp_path, images):
     np.testing.assert_array_equal(again.predict(images), lite.predict(images))
     with pytest.raises(ValueError, match=r"`path` must end with \.tflite"):
         lite.save(tmp_path / "small.bin")
+    (tmp_path / "cut.tflite").write_bytes(lite.content[:len(lite.content) // 2])
+    with pytest.raises(ValueError, match=r"^quantize\.load: .*cut or damaged"):
+        quantize.load(tmp_path / "cut.tflite")
+    with pytest.raises(ValueError, match=r"^quantize\.load: `path` must be a \.tflite file"):
+        quantize.load(tmp_path / "nowhere.tflite")
 
 
 def test_a_file_of_another_making_runs(tmp_path, images):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from tfopt import distill, quantize
+from tfopt import distill, prune, quantize
 from tfopt._litert import file
 from tfopt._toolkit import tfmot
 from tfopt.quantize._layers import RoundedKernel, unrounded
@@ -505,6 +505,10 @@ def test_refusals():
         quantize.calibrate(model, images(4)[0])
     with pytest.raises(ValueError, match="was trained for int8"):
         quantize.convert(quantize.wrap(model), "float16")
+    pruned = prune.wrap(model, 0.5)
+    for caller in (quantize.convert, quantize.wrap):
+        with pytest.raises(ValueError, match=r"plain model or one from quantize\.wrap.*Call prune\.strip"):
+            caller(pruned)
     recurrent = keras.Sequential([keras.Input((3, 2)), layers.LSTM(2)])
     with pytest.raises(ValueError, match="finds no layer that it can quantize"):
         quantize.wrap(recurrent)

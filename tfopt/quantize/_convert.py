@@ -17,7 +17,7 @@ from . import _candidates
 from ._layers import unrounded
 from ._lite import LiteModel, take
 from ._prepare import in_float32
-from ._train import Quantized
+from ._train import Quantized, require_stripped
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 _CALIBRATED = ("int8", "int16x8", "int4")
@@ -119,6 +119,7 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None 
 
 def _require_convertible(model, mode, calibration, trained):
     _models.require_model(model, "quantize.convert")
+    require_stripped(model)
     require(mode == "int8" or not trained, "a model from quantize.wrap was trained for int8",
             mode=mode, do="Convert it in mode int8, or convert the model it was made of.")
     require(mode not in _CALIBRATED or trained or calibration is not None,

@@ -31,11 +31,13 @@ class LiteModel:
     Attributes:
       content: the file, bytes.
       size: its length in bytes.
-      report: what `quantize.convert` saw: mode, samples, max_difference and agreement with the float model, seconds.
+      inputs: KerasTensors of its inputs, nested as the Keras model nested them.
+      report: what `quantize.convert` saw, see there.
       plan: table of what was quantized, what was not, and why: that of `quantize.plan` for a model from
         `quantize.wrap`, else one row an operation of the file.
       kernels: {name: array} of the constant kernels as the file stores them; in int8, 0 stands for 0.0.
       ops: table of the operations: op, name, dtype of what it computes on, dtype of its weights, macs.
+      parsed: the file as an object of LiteRT's schema.
 
     Args:
       content: bytes of a .tflite file.
@@ -200,7 +202,7 @@ def load(path: PathLike) -> LiteModel:
       path: the file.
 
     Raises:
-      ValueError: it is not a .tflite file.
+      ValueError: it is not a .tflite file, or a damaged one.
 
     Example:
       >>> import keras, tempfile
@@ -214,7 +216,13 @@ def load(path: PathLike) -> LiteModel:
     path = pathlib.Path(path)
     content = path.read_bytes() if path.is_file() else b""
     require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path))
-    return LiteModel(content)
+    lite = LiteModel(content)
+    try:
+        lite.inputs, lite.report                           # noqa: B018 (these read the file)
+    except Exception as error:                             # whatever the schema's reader meets in damaged bytes
+        raise refusal("`path` must be a whole .tflite file, and this one is cut or damaged", path=str(path),
+                      reason=_reason(error)) from None
+    return lite
 
 
 def take(calibration, inputs, name="calibration"):

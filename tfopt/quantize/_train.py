@@ -202,6 +202,7 @@ def _extremes(model, inputs, samples):
 
 
 def _graph(model, where, caller):
+    require_stripped(model)
     require(not isinstance(model, Quantized), "needs a plain model", model=type(model).__name__,
             do="It came from quantize.wrap already: train it, and convert it with quantize.convert.")
     _models.require_graph(model, caller)
@@ -212,6 +213,14 @@ def _graph(model, where, caller):
         chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
                                     what="layer that can be quantized"))
     return Graph(model, chosen)
+
+
+def require_stripped(model):
+    """Refuses a model that another module has wrapped."""
+    wrapper = next((module for module in ("prune", "cluster") for kind in type(model).__mro__
+                    if kind.__module__.startswith(f"tfopt.{module}.")), None)
+    require(wrapper is None, "needs a plain model or one from quantize.wrap", model=type(model).__name__,
+            do=f"Call {wrapper}.strip, and pass the result.")
 
 
 @contextlib.contextmanager
