@@ -36,7 +36,7 @@ class Break(keras.callbacks.Callback):
 
 
 class Tally(keras.callbacks.Callback):
-    """A user's callback that remembers plain data of several kinds."""
+    """A user's callback that holds plain data of several kinds."""
 
     def __init__(self, seen):
         super().__init__()
@@ -341,7 +341,7 @@ def test_what_cannot_be_saved_is_told(tmp_path):
         def on_epoch_end(self, epoch, logs=None):
             self.thing = object()
 
-    with pytest.warns(UserWarning, match=r"will miss what these callbacks remember: Holder.thing \(object\)"):
+    with pytest.warns(UserWarning, match=r"will miss what these callbacks hold: Holder.thing \(object\)"):
         train(tmp_path, others=[Holder], build=linear, epochs=1)
 
 
@@ -353,7 +353,7 @@ def test_two_that_restart_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"directory": ""}, "`directory` must be a path"), ({"directory": 3}, "`directory` must be a path"),
-    ({"directory": "x", "every": 0}, "`every` must be a whole number >= 1"),
+    ({"directory": "x", "every": 0}, "`every` must be None or a whole number >= 1"),
     ({"directory": "x", "max_to_keep": 0}, "`max_to_keep` must be a whole number >= 1")])
 def test_arguments_are_checked(arguments, words):
     with pytest.raises(ValueError, match=words):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfopt._files import Lock
 from tfopt.callbacks._states import DamagedError, Folder
 from tfopt.callbacks._values import Memory, NoDataError, pack, settings_of, unpack
 
@@ -177,3 +178,45 @@ def test_a_state_names_no_functions_but_comparisons():
     assert unpack({"operation": ["numpy", "less"]}, {}) is np.less
     with pytest.raises(ValueError, match=r"no functions but comparisons.*numpy\.load"):
         unpack({"operation": ["numpy", "load"]}, {})
+
+
+def test_a_path_is_never_taken_from_a_state(tmp_path):
+    """Negative control: numbers of the same callback are."""
+    callback = keras.callbacks.ModelCheckpoint(tmp_path / "mine.keras", save_best_only=True)
+    memory = Memory(callback)
+    callback.best = 0.5
+    packed = memory.packed(None)
+    assert packed["best"] == 0.5
+    assert not {"filepath", "monitor"} & set(packed)
+    memory.restore({"best": 0.25}, {})
+    assert callback.best == 0.25
+    for forged in ({"filepath": "/elsewhere.keras"}, {"on_epoch_end": 1}, {"_model": 1}):
+        with pytest.raises(ValueError, match="attributes that are never saved, so somebody changed it"):
+            memory.restore(forged, {})
+    assert callback.filepath == str(tmp_path / "mine.keras")
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path, run_python):
+    program = """
+import sys, keras, numpy as np
+from tfopt import callbacks
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[callbacks.Resume(sys.argv[1])])
+"""
+    path = tmp_path / "states"
+    with Lock(path / ".lock", "not the first"):
+        done = run_python(program, path, check=False)
+        assert done.stderr.splitlines()[-1].startswith("ValueError: callbacks.Resume: another process trains with")
+    run_python(program, path)                                                       # control: the lock is free again
+    assert Folder(path, 2).numbers() == [1]
+
+
+def test_callbacks_of_other_modules_are_here_too():
+    from tfopt import average, callbacks, prune, schedules
+
+    assert callbacks.SWA is average.SWA
+    assert callbacks.Plateau is schedules.Plateau
+    assert callbacks.SparsitySummaries is prune.SparsitySummaries
+    with pytest.raises(AttributeError, match=r"tfopt.callbacks has SWA, Plateau, Resume, SparsitySummaries. Received"):
+        callbacks.EarlyStopping  # noqa: B018

@@ -4,10 +4,13 @@ import math
 import os
 import sys
 import warnings
+from typing import Any
 
 from .. import _models
-from .._check import require, require_number
+from .._check import PATH, Whole, checked, require
+from .._files import Lock
 from .._keras import Fit, keras, randomness, set_randomness, tf
+from .._typing import PathLike
 from ._data import ADVICE, Source, take
 from ._states import Folder
 from ._values import (
@@ -22,20 +25,22 @@ from ._values import (
     value_of,
 )
 
+_LOCKS: dict[str, Lock] = {}             # of the directories that this process writes to, until training or process end
+
 
 class Resume(keras.callbacks.Callback):
-    """Training that was killed goes on where it was: weights and history are those of a run that was never killed.
+    """Exact restart (checkpoint and resume): weights and history are those of a run that was never interrupted.
 
         model.fit(..., epochs=n, callbacks=[..., Resume(directory)])       the same line starts it and restarts it
 
     Saved are the model's variables with the states of its random generators, the optimizer with its loss scale, the
-    global random states, the history, what the other callbacks remember (their attributes that are plain data), and
+    global random states, the history, the state of the other callbacks (their attributes that are plain data), and
     the place in the epoch with the order of its batches. A state is written as a whole or not at all and carries
     checksums; a damaged one is passed over, with a warning, for the one before it.
 
     `fit` returns the whole history, that of earlier runs included. A training that had ended says so and does nothing;
     with more `epochs` it trains on. If TensorFlow has no seed, shuffled arrays are drawn from a seed that is saved. Of
-    several workers the first one writes, and all must see the same directory.
+    several workers the first one writes, and all must see the same directory. One process at a time uses a directory.
 
     Args:
       directory: a folder of this training alone.
@@ -58,19 +63,16 @@ class Resume(keras.callbacks.Callback):
       (3, True)
     """
 
-    def __init__(self, directory, *, every=None, max_to_keep=2):
+    @checked(directory=PATH, every=Whole(low=1), max_to_keep=Whole(low=1))
+    def __init__(self, directory: PathLike, *, every: int | None = None, max_to_keep: int = 2):
         super().__init__()
-        require(isinstance(directory, str | os.PathLike) and os.fspath(directory), "`directory` must be a path",
-                directory=directory)
-        if every is not None:
-            require_number("every", every, low=1, integer=True)
-        require_number("max_to_keep", max_to_keep, low=1, integer=True)
         self.directory, self.every, self.max_to_keep = directory, every, max_to_keep
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         self._fit = Fit(self.model)
         self._fit.report_metrics(False)
         self._go_last(logs)
+        self._lock()
         self._folder = Folder(self.directory, self.max_to_keep)
         self._found = self._find()
         state, arrays = self._found or ({}, {})
@@ -90,19 +92,32 @@ class Resume(keras.callbacks.Callback):
             self._begin(state)
         self._fit.intercept(self._steps)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._fit.begin_at(None)
         self._epoch = epoch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._fit.report_metrics(False)
         stopped = bool(self.model.stop_training)
         if self.every is None or self._is_due() or stopped or epoch + 1 >= self.params["epochs"]:
             self._save(epoch + 1, 0, stopped)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         self._fit.begin_at(None)
+        if self._real_path() in _LOCKS:
+            _LOCKS.pop(self._real_path()).close()
         self._fit = self._source = self._found = self._memories = self._begun = None            # they hold the data
+
+    def _real_path(self):
+        return os.path.realpath(self.directory)
+
+    def _lock(self):
+        """Keeps other processes from writing; a `fit` that failed in this process has left its lock to the next one."""
+        if _is_chief(self.model.distribute_strategy) and self._real_path() not in _LOCKS:
+            _LOCKS[self._real_path()] = Lock(
+                os.path.join(self.directory, ".lock"),
+                f"callbacks.Resume: another process trains with {self.directory}, and two would overwrite each other's "
+                "states. Wait for it, or choose another directory.")
 
     def _go_last(self, logs):
         """From now on this callback is called after all others; those after it begin now, to be restored with them."""
@@ -186,7 +201,7 @@ class Resume(keras.callbacks.Callback):
         lost = {f"{memory.name}.{name} ({kind})" for memory in self._memories for name, kind in memory.lost.items()}
         if lost - self._told:
             warnings.warn("callbacks.Resume saves plain data only, and a restart will miss what these callbacks "
-                          f"remember: {', '.join(sorted(lost - self._told))}.", stacklevel=2)
+                          f"hold: {', '.join(sorted(lost - self._told))}.", stacklevel=2)
         self._told |= lost
 
     def _restore(self, state, arrays):
@@ -201,10 +216,10 @@ class Resume(keras.callbacks.Callback):
             if found:
                 saved.remove(found)
                 memory.restore(found[1], arrays)
-        unused = [name for name, remembered in saved if remembered]
+        unused = [name for name, attributes in saved if attributes]
         if unused:
-            warnings.warn(f"callbacks.Resume has saved what {', '.join(unused)} remembered, and no such callback is "
-                          "there now.", stacklevel=2)
+            warnings.warn(f"callbacks.Resume has saved the state of {', '.join(unused)}, and no such callback is there "
+                          "now.", stacklevel=2)
         set_randomness(unpack(state["random"], arrays))
 
     def _begin(self, state):

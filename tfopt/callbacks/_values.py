@@ -1,7 +1,8 @@
-"""Plain data to JSON and arrays, and back: what callbacks remember. Nothing here runs code that comes out of a file."""
+"""Plain data to JSON and arrays, and back: the state of callbacks. Nothing here runs code that comes out of a file."""
 
 import inspect
 import json
+import os
 
 import numpy as np
 
@@ -97,10 +98,11 @@ def _filled(now, new, kind):
 
 
 class Memory:
-    """What a callback has come to remember since training began: its attributes, if they are plain data.
+    """The state that a callback has gathered since training began: its attributes, if they are plain data.
 
     An argument of its constructor belongs to the user, and is left out as long as it is what it was. An array counts
-    as the same if it is the same object. Lists, dicts and sets of anything else are always taken along.
+    as the same if it is the same object. Lists, dicts and sets of anything else are always taken along. Text that was
+    passed in, or that a callback of Keras begins with, is never state: it may be a path to write to.
 
     Args:
       callback: any keras.callbacks.Callback, whose `on_train_begin` has run.
@@ -120,7 +122,8 @@ class Memory:
         """{attribute: packed value}; what is not data and has changed is listed in `lost`."""
         state = {}
         for name, value in vars(self.callback).items():
-            if name in _NEVER or (name in self.given and self.given[name] == _look(value, []) is not None):
+            if not self._may_be_state(name) or (
+                    name in self.given and self.given[name] == _look(value, []) is not None):
                 continue
             try:
                 state[name] = pack(value, keep)
@@ -129,7 +132,16 @@ class Memory:
                     self.lost[name] = str(error)
         return state
 
+    def _may_be_state(self, name):
+        if name in _NEVER or callable(getattr(type(self.callback), name, None)):
+            return False
+        is_text = isinstance(self.begun.get(name), str | bytes | os.PathLike)
+        return not (is_text and (name in self.given or type(self.callback).__module__.startswith("keras.")))
+
     def restore(self, state, arrays):
+        foreign = [name for name in state if not self._may_be_state(name)]
+        require(not foreign, "callbacks.Resume: a state holds attributes that are never saved, so somebody changed it",
+                callback=self.name, attributes=foreign, do="Use a directory that only you can write to.")
         for name, packed in state.items():
             setattr(self.callback, name, unpack(packed, arrays, vars(self.callback).get(name)))
             self.given.pop(name, None)
@@ -186,7 +198,7 @@ def settings_of(optimizer):
         return [nameless(value) for value in config] if isinstance(config, list) else config
 
     config = json.dumps(optimizer.get_config(), default=lambda thing: type(thing).__name__)
-    return {"class": type(optimizer).__name__, **nameless(json.loads(config))}
+    return {"class": type(optimizer).__name__, **dict(nameless(json.loads(config)))}
 
 
 def forms_of(variables):

@@ -250,7 +250,7 @@ class Distiller(keras.Model):
         return {**self.get_metrics_result(), **logs}
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
-                     training: bool = True) -> tf.Tensor:
+                     training: bool = True) -> Any:
         """The loss of one batch: of distillation when training, the student's own task loss otherwise."""
         if training or (self._is_distilled(y) and not self._has_task()):
             predicted = self._hidden.student(x, training=training)

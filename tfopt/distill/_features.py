@@ -179,8 +179,9 @@ class RelationalKD(FeatureLoss):
 
     def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         weight = None if sample_weight is None else tf.reshape(tf.cast(sample_weight, student.dtype), (-1,))
-        teacher, student, weight = (_formulas.all_replicas(x) for x in (teacher, student, weight))
-        teacher, student = (tf.reshape(features, (tf.shape(features)[0], -1)) for features in (teacher, student))
+        rows = [_formulas.all_replicas(x) for x in (teacher, student)]
+        weight = _formulas.all_replicas(weight)
+        teacher, student = (tf.reshape(features, (tf.shape(features)[0], -1)) for features in rows)
         weight = tf.ones_like(student[:, 0]) if weight is None else weight
         pairs, parts = weight[:, None] * weight[None], []
         if self.distance:
