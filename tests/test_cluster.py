@@ -125,7 +125,7 @@ def test_recurrent_kernels(rng, layer):
     assert all(np.unique(kernel).size <= 5 for kernel in kernels)
 
 
-def test_plan_says_done_and_why_not():
+def test_plan_says_what_is_selected_and_why_not():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
                               keras.layers.BatchNormalization(name="b"), keras.layers.Dense(1, name="c")])
     table = cluster.plan(model, clusters=16).set_index("layer")
@@ -137,9 +137,10 @@ def test_plan_says_done_and_why_not():
 @pytest.mark.parametrize(("arguments", "rule"), [
     ({"clusters": 1}, "`clusters` must be a whole number >= 2"), ({"clusters": 2.5}, "`clusters` must be"),
     ({"clusters": 2, "preserve_sparsity": True}, "`clusters` must be a whole number >= 3"),
-    ({"init": "kmeans"}, "`init` must be one of"), ({"where": "nowhere"}, "must name layers of the model"),
-    ({"clusters": 100, "preserve_sparsity": True, "where": "logits"}, "must name a layer TFMOT can cluster"),
-    ({"clusters": 10**6}, "must choose at least one layer TFMOT can cluster")])
+    ({"init": "kmeans"}, r"`init` must be 'kmeans\+\+'"), ({"where": "nowhere"}, "must name layers of the model"),
+    ({"clusters": 100, "preserve_sparsity": True, "where": "logits"},
+     "must name a layer with a kernel of enough non-zero weights"),
+    ({"clusters": 10**6}, "must choose at least one layer with a kernel of enough")])
 def test_wrap_refuses(arguments, rule):
     arguments = {"clusters": 8, **arguments}
     with pytest.raises(ValueError, match=rule):

@@ -47,6 +47,12 @@ datasets.py
 workers.py
     TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
     reduce_per_replica (beside it)                3.15            makes one value of what the replicas returned
+
+wrapped.py
+    object_registration.GLOBAL_CUSTOM_NAMES       3.15            the name under which a class is saved
+    Layer._tracker.lock, unlock                   3.15            lets a built model have more variables
+    Layer._flatten_layers                         3.15            the layers inside a layer
+    BaseOptimizer.apply: self; _iterations        3.15            the optimizer that calls a constraint, and its count
 """
 
 import os
@@ -106,11 +112,12 @@ from .training import (  # noqa: E402
     task_loss,
 )
 from .workers import patch_workers  # noqa: E402
+from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "OptimizerAround",
-           "call_losses",
-           "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
-           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "keras", "lambdas_allowed",
-           "loss_tracker", "mask_of", "parts_of", "patch_workers", "producer", "randomness", "replay",
-           "same_randomness", "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by",
-           "task_loss", "tf", "uses", "uses_for", "without_autotune"]
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "OptimizerAround", "Wrapped",
+           "applies_now", "call_losses", "compile_arguments", "compiled_as", "datasets_in", "forget_compiled",
+           "fresh_inputs", "fresh_names", "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla",
+           "inner_layers", "is_wrapped", "keras", "lambdas_allowed", "loss_tracker", "mask_of", "own_variables",
+           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of", "seeded",
+           "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
+           "without_autotune"]

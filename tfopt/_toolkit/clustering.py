@@ -1,71 +1,88 @@
-"""TFMOT's weight clustering, on a tf_keras graph."""
+"""TFMOT's weight clustering: a kernel that is looked up while its layer is called."""
 
 import contextlib
+import functools
 
-import numpy as np
-import tf_keras
-from tensorflow_model_optimization.python.core.clustering.keras import cluster_wrapper, clustering_registry
+from tensorflow_model_optimization.python.core.clustering.keras import clustering_algorithm, clustering_centroids
 
-from .._keras import tf
+from .._keras import keras, tf
 from . import tfmot
 
-_clustering = tfmot.clustering.keras
-INITS = {"kmeans++": _clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
-         "linear": _clustering.CentroidInitialization.LINEAR,
-         "density": _clustering.CentroidInitialization.DENSITY_BASED,
-         "random": _clustering.CentroidInitialization.RANDOM}
+_INIT = tfmot.clustering.keras.CentroidInitialization
+INITS = {"kmeans++": _INIT.KMEANS_PLUS_PLUS, "linear": _INIT.LINEAR, "density": _INIT.DENSITY_BASED,
+         "random": _INIT.RANDOM}
 
 
-def clusterable(layer):
-    """The weights of a tf_keras layer that TFMOT can cluster; [] if there are none."""
-    registry = clustering_registry.ClusteringRegistry
-    if not layer.weights or not registry.supports(layer):
-        return []
-    return [weight for _, weight in registry.make_clusterable(layer).get_clusterable_weights()]
+def channel_axis(layer, per_channel):
+    """The axis of a kernel whose slices have centroids of their own: TFMOT does this for Conv2D alone. Else None."""
+    if not per_channel or type(layer) is not keras.layers.Conv2D:
+        return None
+    return 1 if layer.data_format == "channels_first" else 3
 
 
-def is_per_channel(layer):
-    """TFMOT clusters only convolution kernels by channel."""
-    return isinstance(layer, tf_keras.layers.Conv2D)
+class Lookup:
+    """Weight clustering: each weight of a kernel is replaced by the nearest of the kernel's centroids.
 
+    The gradient of a centroid is the sum over its weights; that of a weight passes straight through.
 
-def cluster(twin, names, *, clusters, init, preserve_sparsity, per_channel):
-    """`twin` with the layers `names` wrapped."""
-    def wrap(layer):
-        if layer.name not in names:
-            return layer
-        by_channel = {"cluster_per_channel": True} if per_channel and is_per_channel(layer) else {}
-        return _clustering.cluster_weights(layer, number_of_clusters=clusters, cluster_centroids_init=INITS[init],
-                                           preserve_sparsity=preserve_sparsity, **by_channel)
-
-    model = tf_keras.models.clone_model(twin, clone_function=wrap)
-    for layer in wrapped(model):
-        _remember_zeros(layer)
-    return model
-
-
-def _remember_zeros(layer):
-    """TFMOT keeps what `preserve_sparsity` preserves outside the variables, so that a loaded model forgets it."""
-    for kept in (layer.sparsity_masks, layer.zero_idx):
-        for name, value in kept.items():
-            variable = tf.Variable(value, trainable=False, name=f"{layer.name}/preserved_{name}".replace("/", "_"))
-            setattr(layer, f"preserved_{len(layer.weights)}", variable)          # tf_keras tracks what is an attribute
-            kept[name] = variable
-
-
-def wrapped(model):
-    return [layer for layer in model.layers if isinstance(layer, cluster_wrapper.ClusterWeights)]
-
-
-@contextlib.contextmanager
-def stripped(model):
-    """The model without wrappers, its kernels rounded to their centroids.
-
-    TFMOT writes to the wrapped model meanwhile; afterwards that is as it was.
+    Args:
+      kernel: `kernels.Kernel`.
+      centroids: variable of shape (clusters,), or (channels, clusters) with an `axis`, see `channel_axis`.
+      kept: None, or the boolean variable of the weights that may be other than zero.
     """
-    kept = [(variable, np.array(tf.convert_to_tensor(variable))) for variable in model.variables]
-    try:
-        yield _clustering.strip_clustering(model)
-    finally:
-        for variable, value in kept:
-            variable.assign(value)
+
+    def __init__(self, kernel, centroids, axis, kept=None):
+        self.kernel, self.centroids, self.kept, self.axis = kernel, centroids, kept, axis
+        self._names = attributes(kernel)
+        self._weight = kernel.variable.value               # in float32 also where layers cast what they read
+        maker = clustering_algorithm.ClusteringAlgorithm if axis is None else (
+            clustering_algorithm.ClusteringAlgorithmPerChannel)
+        self._algorithm = maker(centroids.value, data_format=_format(axis))
+
+    def start(self, clusters, init):
+        """Chooses the first centroids."""
+        maker = clustering_centroids.CentroidsInitializerFactory.get_centroid_initializer(INITS[init])
+        weight = tf.cast(tf.convert_to_tensor(self._weight), tf.float32)
+        found = maker(weight, clusters, self.axis is not None, _format(self.axis), self.kept is not None)
+        self.centroids.assign(tf.cast(found.get_cluster_centroids(), self.centroids.dtype))
+
+    def __call__(self):
+        """The kernel with its few values."""
+        weight = tf.convert_to_tensor(self._weight)
+        if self.kept is not None:
+            weight = weight * tf.cast(self.kept.value, weight.dtype)
+        return self._algorithm.get_clustered_weight(self._algorithm.get_pulling_indices(weight), weight)
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """While it lasts, the layer has the clustered kernel for its own."""
+        owner = self.kernel.owner
+        clustered = tf.cast(self(), owner.compute_dtype)
+        vars(owner).update(dict.fromkeys(self._names, clustered))
+        try:
+            yield
+        finally:
+            vars(owner).update(dict.fromkeys(self._names, self.kernel.variable))
+
+
+def attributes(kernel):
+    """The names under which its layer has a kernel."""
+    return [name for name, value in vars(kernel.owner).items() if value is kernel.variable]
+
+
+def hook(caller, lookups):
+    """From now on each call of a layer reads the clustered kernels. The layer's class and config stay what they are."""
+    call = caller.call
+
+    @functools.wraps(call)
+    def clustered(*args, **kwargs):
+        with contextlib.ExitStack() as stack:
+            for lookup in lookups:
+                stack.enter_context(lookup.in_place())
+            return call(*args, **kwargs)
+
+    vars(caller)["call"] = clustered
+
+
+def _format(axis):
+    return "channels_first" if axis == 1 else "channels_last"

@@ -1,73 +1,127 @@
-"""TFMOT's pruning, on a tf_keras graph."""
+"""TFMOT's magnitude pruning, as the constraint of a kernel."""
 
-import contextlib
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl
 
-import numpy as np
-import tf_keras
-from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
-
-from .._keras import tf
+from .._keras import applies_now, tf
 from . import tfmot
 
 _sparsity = tfmot.sparsity.keras
 
 
-def prunable_shapes(layer):
-    """Shapes of the weights of a tf_keras layer that TFMOT can prune; [] if there are none."""
-    registry = prune_registry.PruneRegistry
-    if not layer.weights or not registry.supports(layer):
-        return []
-    return [tuple(weight.shape) for weight in registry.make_prunable(layer).get_prunable_weights()]
+class _Constraint:
+    """What becomes the constraint of a kernel, after the one that the kernel had."""
+
+    def __init__(self, kernel):
+        self.kernel, self.own = kernel, kernel.constraint
+        kernel.constraint = self
+
+    def __call__(self, kernel):
+        return tf.convert_to_tensor(kernel.value if self.own is None else self.own(kernel))
 
 
-def prune(twin, names, *, sparsity, begin, end, every, block, pattern):
-    """`twin` with the layers `names` wrapped, ready to train without a callback.
+class KeepZeros(_Constraint):
+    """Weights that a mask leaves out are zero.
 
-    TFMOT counts calls, not optimizer steps: a layer used n times in the graph is called n times a step, so its schedule
-    is stretched by n. The count starts at 0, which tells TFMOT that the graph itself advances it.
+    Args:
+      kernel: keras.Variable, whose constraint this becomes.
+      mask: boolean variable of its shape.
     """
-    def wrap(layer):
-        if layer.name not in names:
-            return layer
-        uses = len(layer.inbound_nodes)
-        if end is None:
-            schedule = _sparsity.ConstantSparsity(sparsity, begin * uses, frequency=every * uses)
+
+    def __init__(self, kernel, mask):
+        super().__init__(kernel)
+        self.mask = mask
+
+    def __call__(self, kernel):
+        return self.masked(super().__call__(kernel))
+
+    def masked(self, value):
+        return tf.where(self.mask.value, value, tf.zeros_like(value))
+
+    def settle(self):
+        """Once more, after someone assigned the kernel past this: an optimizer that ends with averages of the past."""
+        self.kernel.assign(self.masked(self.kernel.value))
+
+
+class Prune(KeepZeros):
+    """Magnitude pruning: after each optimizer step that the schedule names, the mask is chosen anew.
+
+    An optimizer applies a constraint after its step, whatever loop or model that step belongs to. TFMOT does the same
+    work at the beginning of the next forward pass: its step t + 1 chooses what is chosen here after step t.
+
+    Args:
+      kernel, mask: as above.
+      step: whole-number variable: the optimizer steps this kernel has seen.
+      sparsity, begin, end, every, block, pattern: as `prune.wrap` has them.
+    """
+
+    def __init__(self, kernel, mask, step, *, sparsity, begin, end, every, block, pattern):
+        super().__init__(kernel, mask)
+        self.schedule = (_sparsity.ConstantSparsity(sparsity, begin, frequency=every) if end is None
+                         else _sparsity.PolynomialDecay(0.0, sparsity, begin, end, frequency=every))
+        self.step, self.sparsity, self.block, self.pattern = step, sparsity, block, pattern
+        self._toolkit = pruning_impl.Pruning(lambda: step.value, [], self.schedule, (1, 1), "AVG")
+
+    def __call__(self, kernel):
+        _in_all_replicas(self.advance)
+        return super().__call__(kernel)
+
+    def advance(self, applies):
+        """Counts a step, if the optimizer took one, and chooses the mask if it is time to."""
+        self.step.assign_add(tf.cast(applies, self.step.dtype))
+        due = tf.equal(self.step.value, 1) if self.pattern else self.schedule(self.step.value)[0]
+        tf.cond(applies & due, self._choose, lambda: None)
+
+    def _choose(self):
+        value = _Constraint.__call__(self, self.kernel)
+        self.mask.assign(self.largest(value))
+        if not self.kernel.trainable:                      # no optimizer assigns what this constraint returns
+            self.kernel.assign(self.masked(value))
+
+    def largest(self, value):
+        """The mask of what stays of `value` at this step."""
+        if self.pattern:
+            mask = self._toolkit._update_mask_sparsity_m_by_n(value, tuple(self.pattern))
+        elif self.block:
+            mask = self._largest_blocks(tf.abs(value), *self.block)
         else:
-            schedule = _sparsity.PolynomialDecay(0.0, sparsity, begin * uses, end * uses, frequency=every * uses)
-        return pruning_wrapper.PruneLowMagnitude(layer, pruning_schedule=schedule, block_size=tuple(block or (1, 1)),
-                                                 sparsity_m_by_n=tuple(pattern) if pattern else None)
+            mask = self._toolkit._update_mask(value)[1]
+        return tf.cast(mask, tf.bool)
 
-    model = tf_keras.models.clone_model(twin, clone_function=wrap)
-    for layer in wrapped(model):
-        layer.pruning_step.assign(0)
-    return model
+    def _largest_blocks(self, magnitude, height, width):
+        """Blocks begin at the kernel's corner; those at its far edges may be cut off. TFMOT shifts them there."""
+        rows, columns = magnitude.shape
 
+        def by_block(values):
+            whole = tf.pad(values, [[0, -rows % height], [0, -columns % width]])
+            return tf.reduce_sum(tf.reshape(whole, [-(-rows // height), height, -(-columns // width), width]), [1, 3])
 
-def wrapped(model):
-    return [layer for layer in model.layers if isinstance(layer, pruning_wrapper.PruneLowMagnitude)]
-
-
-def steps(layer):
-    """Optimizer steps this wrapper has seen."""
-    return int(tf.convert_to_tensor(layer.pruning_step)) // (len(layer.inbound_nodes) or 1)
+        mask = self._toolkit._update_mask(by_block(magnitude) / by_block(tf.ones_like(magnitude)))[1]
+        return tf.repeat(tf.repeat(mask, height, 0), width, 1)[:rows, :columns]
 
 
-@contextlib.contextmanager
-def masked(model):
-    """While it lasts, the pruned weights are exactly zero: training's last update has moved them again."""
-    triples = [(weight, np.array(tf.convert_to_tensor(weight)), np.array(tf.convert_to_tensor(mask)))
-               for layer in wrapped(model) for weight, mask, _ in layer.pruning_vars]
-    try:
-        for weight, value, mask in triples:
-            weight.assign(value * mask)
-        yield
-    finally:
-        for weight, value, _ in triples:
-            weight.assign(value)
+class Drive(_Constraint):
+    """Moves frozen kernels on, which no optimizer touches, whenever one applies the constraint of another variable."""
+
+    def __init__(self, variable, frozen):
+        super().__init__(variable)
+        self.frozen = frozen
+
+    def __call__(self, variable):
+        _in_all_replicas(self._advance)
+        return super().__call__(variable)
+
+    def _advance(self, applies):
+        for prune in self.frozen:
+            if not prune.kernel.trainable:
+                prune.advance(applies)
 
 
-def strip(model):
-    return _sparsity.strip_pruning(model)
+def _in_all_replicas(advance):
+    """Calls `advance(does the optimizer apply its gradients now)` once for all replicas: only there may it branch."""
+    def call(strategy, applies):
+        advance(tf.convert_to_tensor(strategy.experimental_local_results(applies)[0]))
+
+    tf.__internal__.distribute.interim.maybe_merge_call(call, tf.distribute.get_strategy(), applies_now())
 
 
 def xnnpack_allows(model):

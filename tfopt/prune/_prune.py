@@ -1,48 +1,61 @@
 """Zeros in the weights, through TFMOT's magnitude pruning: wrap, fit, strip."""
 
+import itertools
+import math
+
 import numpy as np
+import pandas as pd
 
 from .. import _models
-from .._bridge import copy_back, legacy_name, to_legacy
-from .._bridge.adopt import Adopted, by_path, choose, require_adopted, require_plain
-from .._check import require, require_number
-from .._keras import keras, serializable, tf
+from .._bridge import to_legacy
+from .._bridge.adopt import by_path
+from .._check import MODEL, PATH, WHERE, DictOf, Number, Rule, Whole, checked, refusal, require
+from .._keras import Wrapped, keras, same_randomness, serializable, tf
 from .._toolkit import sparsity as toolkit
+from .._toolkit.kernels import FROZEN, choose, grouped, kernels, obstacle, require_plain, table
+from .._typing import PathLike, Where
 
 __all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap", "xnnpack_layers"]
 
-
-# The formula
-
-
-def expected_zeros(shape, sparsity, block=None):
-    """Zeros that TFMOT leaves at least in a weight of this shape: `size - round(size * (1 - sparsity))`, by blocks.
-
-    Example:
-      >>> expected_zeros((10, 10), 0.8)
-      80
-      >>> expected_zeros((4, 4), 0.5, block=(2, 2))
-      8
-    """
-    size = int(np.prod(shape))
-    if block is None or tuple(block) == (1, 1):
-        return size - max(round(size * (1 - sparsity)), 1)
-    grid = [-(-length // step) for length, step in zip(shape, block, strict=True)]
-    kept = max(round(int(np.prod(grid)) * (1 - sparsity)), 1)
-    return max(size - kept * int(np.prod(block)), 0)
+HOOK = "get_prunable_weights"                              # TFMOT's name for it
+SHARE = Number(above=0, below=1) | DictOf(Number(above=0, below=1))
+PAIR = Rule("two whole numbers >= 1", lambda pair: isinstance(pair, tuple | list) and len(pair) == 2 and all(
+    isinstance(part, int) and not isinstance(part, bool) and part >= 1 for part in pair), tuple)
 
 
 # The Keras objects
 
 
 @serializable
-class Pruned(Adopted):
+class Pruned(Wrapped):
     """A model whose chosen kernels lose their smallest weights while it trains. Made by `wrap`; undone by `strip`."""
 
-    caller = "prune.wrap"
+    def attach(self):
+        schedule = {key: value for key, value in self._recipe.items() if key != "kernels"}
+        found = kernels(self, HOOK)
+        pruned = []
+        for index, share in self._recipe["kernels"]:
+            variable = found[index].variable
+            pruned.append(toolkit.Prune(
+                variable, self.add_state(f"mask_{index}", variable.shape, "bool", initializer="ones"),
+                self.add_state(f"step_{index}", (), "int32"), sparsity=share, **schedule))
+        frozen = [prune for prune in pruned if not prune.kernel.trainable]
+        if frozen:
+            live = [prune.kernel for prune in pruned if prune.kernel.trainable]
+            toolkit.Drive((live or self.trainable_variables)[-1], frozen)
+        by_path = zip(pruned, (found[index].path for index, _ in self._recipe["kernels"]), strict=True)
+        vars(self)["_pruned"] = {path: [prune for prune, _ in group]
+                                for path, group in itertools.groupby(by_path, lambda pair: pair[1])}
 
-    def rewrite(self, twin, base, *, paths, **schedule):
-        return toolkit.prune(twin, {legacy_name(path) for path in paths}, **schedule)
+    @property
+    def pruned(self):
+        """{layer path: [Prune]} of the chosen kernels."""
+        return self._pruned
+
+    def settle(self):
+        for group in self._pruned.values():
+            for prune in group:
+                prune.settle()
 
 
 class SparsitySummaries(keras.callbacks.Callback):
@@ -57,13 +70,15 @@ class SparsitySummaries(keras.callbacks.Callback):
       >>> callback = SparsitySummaries("logs")                           # wrapped.fit(..., callbacks=[callback])
     """
 
-    def __init__(self, directory):
+    @checked(directory=PATH)
+    def __init__(self, directory: PathLike):
         super().__init__()
         self.directory = directory
         self._writer = None
 
+    @checked()
     def on_train_begin(self, logs=None):
-        require_adopted(self.model, Pruned, "prune.SparsitySummaries", "prune.wrap")
+        _require_pruned(self.model)
         self._writer = tf.summary.create_file_writer(str(self.directory))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -78,34 +93,45 @@ class SparsitySummaries(keras.callbacks.Callback):
 # The helpers
 
 
-def wrap(model, sparsity, *, begin=0, end=None, every=1, block=None, pattern=None, where=None):
-    """A copy of the model that prunes itself while it trains; any compile, optimizer, strategy and callbacks will do.
+@checked(model=MODEL, sparsity=SHARE, begin=Whole(low=0), end=Whole(low=1), every=Whole(low=1), block=PAIR,
+         pattern=PAIR, where=WHERE)
+def wrap(model: keras.Model, sparsity: float | dict[str, float], *, begin: int = 0, end: int | None = None,
+         every: int = 1, block: tuple[int, int] | None = None, pattern: tuple[int, int] | None = None,
+         where: Where = None) -> keras.Model:
+    """Magnitude pruning: a copy of the model that prunes itself while it trains, in whatever way it is trained.
 
-    At step t each chosen kernel keeps its largest weights by magnitude; the others are zero in the forward pass. With
-    `end`, the share of zeros rises as
+    After optimizer step t each chosen kernel keeps its largest weights by magnitude; the others are zero until they are
+    chosen again. With `end`, the share of zeros rises as
 
         s(t) = sparsity * (1 - (1 - (t - begin) / (end - begin))^3),   begin <= t <= end
 
     and the zeros stay where they are from then on; without `end` it is `sparsity` from `begin`, and they may move.
+    Kernels are found wherever they are: in layers, in the layers inside those, in nested and subclassed models. TFMOT,
+    whose algorithm it is, does the same at the beginning of the next step; the masks are equal.
 
     Args:
-      model: built Functional or Sequential Keras 3 model, float32 or mixed_bfloat16. It is only read.
-      sparsity: share of zeros aimed at in each kernel, 0 < sparsity < 1.
-      begin: first optimizer step that prunes, >= 0.
+      model: built Keras 3 model of any kind and dtype policy. It is only read.
+      sparsity: share of zeros aimed at in each kernel, 0 < sparsity < 1; or {layer name or path: share}, which then
+        stands for `where` too.
+      begin: the optimizer step from which on is pruned, >= 0. With gradient accumulation only steps that move weights
+        count.
       end: step at which `sparsity` is reached (a gradual schedule), or None (constant).
       every: optimizer steps between two choices of the zeros, >= 1.
-      block: (rows, columns) of a 2-D kernel that are kept or lost together, e.g. (1, 4), or None.
+      block: (rows, columns) of a 2-D kernel that are kept or lost together by their mean magnitude, e.g. (1, 4), or
+        None. Blocks begin at the first row and column; those at the other end may be cut off.
       pattern: (n, m): exactly n zeros in every m consecutive input channels, e.g. (2, 4); `sparsity` is then n / m, and
         the zeros are chosen once, in the first step.
-      where: None for every layer TFMOT can prune, layer names or paths (`outer/inner`), or `layer -> bool`.
+      where: None for every layer with a kernel (see `plan`); layers, or their names or paths (`outer/inner`), where a
+        layer stands for what is inside it; or `layer -> bool`.
 
     Returns:
-      keras.Model, not compiled, with the same inputs, outputs and predictions. Saved and loaded like any other after
-      `from tfopt import prune`.
+      keras.Model, not compiled, of the model's own class, with the same inputs, outputs and predictions. It is saved
+      (`.keras`, `.weights.h5`, `export`) and loaded like any other after `from tfopt import prune`.
 
     Raises:
       ValueError: the model, or one of the numbers, is not as above; `where` chooses nothing that can be pruned.
       TypeError: not a Keras 3 model.
+      RuntimeError: a layer that is made again from its config computes something else.
 
     Example:
       >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])
@@ -120,54 +146,58 @@ def wrap(model, sparsity, *, begin=0, end=None, every=1, block=None, pattern=Non
       Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878
     """
     schedule = _checked_schedule(sparsity, begin, end, every, block, pattern)
-    require_plain(model, "prune.wrap")
-    twin = to_legacy(model, "prune.wrap")
-    chosen = choose(model, where, _able(model, twin), "prune.wrap", "layer TFMOT can prune")
-    if block:
-        deep = [path for path, shapes in chosen.items() if any(len(shape) != 2 for shape in shapes)]
-        require(not deep, "prune.wrap: `block` works on 2-D kernels", block=block, not_2d=deep[:3],
-                do="Choose Dense layers with `where`, or leave `block` out.")
-    if pattern:
-        odd = [path for path, shapes in chosen.items()
-               if any(len(shape) not in (2, 4) or shape[-2] % pattern[1] for shape in shapes)]
-        require(not odd, "prune.wrap: `pattern` (n, m) needs Dense or Conv2D kernels whose input channels divide by m",
-                pattern=pattern, unfit=odd[:3], do="Leave these out with `where`.")
-    return Pruned(model, {"paths": list(chosen), **schedule}, twin=twin)
+    require_plain(model)
+    by_path, unfit = _able(model, block, pattern)
+    shares = _shares(model, sparsity, where, {**by_path, **unfit})
+    odd = {path: unfit[path] for path in shares if path in unfit}
+    require(not odd, "what `where` chooses must have kernels that fit", unfit=odd, do="Leave these out with `where`.")
+    require(model.trainable_variables, "the model must train: zeros are chosen after steps of the optimizer",
+            trainable_variables=0, do="Set trainable = True for a layer.")
+    chosen = [[kernel.index, share] for path, share in shares.items() for kernel in by_path[path]]
+    with same_randomness(), _models.scope_of(model):
+        pruned = Pruned.of(_models.copy(model), {"kernels": chosen, **schedule})
+    _models.compare(model, pruned)
+    return pruned
 
 
-def strip(model):
-    """The plain model with its zeros: a new model of the structure that was given to `wrap`.
+@checked(model=MODEL)
+def strip(model: keras.Model) -> keras.Model:
+    """Pruned weights: a new, plain model of the structure that was given to `wrap`, with its zeros.
 
     Args:
       model: what `wrap` returned, trained.
 
     Returns:
-      Functional or Sequential keras.Model, not compiled, whose pruned kernels hold exact zeros.
+      keras.Model of the class given to `wrap`, not compiled, whose pruned kernels hold exact zeros.
 
     Raises:
-      ValueError: a kernel has fewer zeros than asked for (too few steps), or `model` did not come from `wrap`.
+      ValueError: too few steps for the sparsity that was asked for, or `model` did not come from `wrap`.
 
     Example:
       >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
       >>> strip(wrap(model, 0.5))
       Traceback (most recent call last):
-      ValueError: prune.strip needs a model that reached its sparsity of 0.5. ...
+      ValueError: prune.strip: the model must have reached its sparsity of 0.5. ...
     """
-    require_adopted(model, Pruned, "prune.strip", "prune.wrap")
+    _require_pruned(model)
     recipe = model.recipe
-    with toolkit.masked(model.legacy):
-        stripped = copy_back(toolkit.strip(model.legacy), model.base)
-        short = {path: round(_share(weights), 4) for path, weights in _kernels(model).items()
-                 if sum(int((w == 0).sum()) for w in weights)
-                 < sum(expected_zeros(w.shape, recipe["sparsity"], recipe["block"]) for w in weights)}
-    require(not short, f"prune.strip needs a model that reached its sparsity of {recipe['sparsity']:g}",
-            share_of_zeros=short, steps=max(toolkit.steps(layer) for layer in toolkit.wrapped(model.legacy)),
-            do=f"Train at least {recipe['end'] or recipe['begin'] + 1} optimizer steps (batches x epochs).")
+    needed = 1 if recipe["pattern"] else recipe["end"] or recipe["begin"] or recipe["every"]
+    short = {path: round(share, 4) for path, share in sparsities(model).items()
+             if min(int(prune.step.numpy()) for prune in model.pruned[path]) < needed}
+    require(not short, f"the model must have reached its sparsity of {_said(model)}", share_of_zeros=short,
+            steps=min(int(prune.step.numpy()) for path in short for prune in model.pruned[path]) if short else needed,
+            do=f"Train at least {needed} optimizer steps (batches x epochs); without a gradient none is counted.")
+    with model.plain(), same_randomness():
+        stripped = _models.copy(model)
+    found = kernels(stripped, HOOK)
+    for (index, _), prune in zip(recipe["kernels"], itertools.chain(*model.pruned.values()), strict=True):
+        found[index].variable.assign(prune.masked(prune.kernel.value))
     return stripped
 
 
-def sparsities(model):
-    """{layer path: share of zeros} of the pruned kernels, as training has them now.
+@checked(model=MODEL)
+def sparsities(model: keras.Model) -> dict[str, float]:
+    """Sparsity by layer: {layer path: share of zeros} of the pruned kernels, as training has them now.
 
     Args:
       model: what `wrap` returned.
@@ -177,37 +207,40 @@ def sparsities(model):
       >>> sparsities(wrap(model, 0.5))
       {'hidden': 0.0}
     """
-    require_adopted(model, Pruned, "prune.sparsities", "prune.wrap")
-    with toolkit.masked(model.legacy):
-        return {path: _share(weights) for path, weights in _kernels(model).items()}
+    _require_pruned(model)
+    return {path: _zeros(group) / sum(math.prod(prune.kernel.shape) for prune in group)
+            for path, group in model.pruned.items()}
 
 
-def plan(model, *, where=None):
-    """What `wrap` would do with each layer, without doing it.
+@checked(model=MODEL, sparsity=SHARE, block=PAIR, pattern=PAIR, where=WHERE)
+def plan(model: keras.Model, sparsity: float | dict[str, float] = 0.5, *, block: tuple[int, int] | None = None,
+         pattern: tuple[int, int] | None = None, where: Where = None) -> pd.DataFrame:
+    """Pruning plan: what `wrap` would do with each layer, without doing it.
 
     Args:
-      model: as for `wrap`.
-      where: as for `wrap`.
+      model, sparsity, block, pattern, where: as for `wrap`; nothing is refused because it has no kernel.
 
     Returns:
-      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (numbers in its
-      kernels), `status` ("selected" or "skipped"), `why`.
+      pandas.DataFrame, one row a layer with weights: `layer`, `class`, `parameters`, `affected` (weights in the kernels
+      that would be pruned), `status` ("selected" or "skipped"), `why`.
 
     Example:
       >>> hidden, norm = keras.layers.Dense(4, name="hidden"), keras.layers.BatchNormalization(name="norm")
       >>> plan(keras.Sequential([keras.Input((4,)), hidden, norm]))[["layer", "status"]].values.tolist()
       [['hidden', 'selected'], ['norm', 'skipped']]
     """
-    require_plain(model, "prune.plan")
-    twin = to_legacy(model, "prune.plan")
-    able = _able(model, twin)
-    chosen = choose(model, where, able, "prune.plan", "layer TFMOT can prune")
-    return _models.plan(model, chosen, able, lambda path, layer: "not chosen by `where`" if path in able
-                        else f"TFMOT has no kernel to prune in {type(layer).__name__}")
+    _exclude(block, pattern)
+    require_plain(model)
+    by_path, unfit = _able(model, block, pattern)
+    shares = _shares(model, sparsity, where, by_path, empty=True)
+    remarks = {path: "" if all(kernel.variable.trainable for kernel in by_path[path]) else FROZEN for path in shares}
+    return table(model, by_path, remarks, lambda path, layer: "not chosen by `where`" if path in by_path
+                 else unfit.get(path) or obstacle(layer, HOOK))
 
 
-def xnnpack_layers(model):
-    """Paths of the layers whose zeros make XNNPACK faster (1x1 convolutions), for `where`.
+@checked(model=MODEL)
+def xnnpack_layers(model: keras.Model) -> list[str]:
+    """Sparse inference in XNNPACK: paths of the layers whose zeros make it faster (1x1 convolutions), for `where`.
 
     TFMOT's latency policy: the model must begin with ZeroPadding2D and a 3x3 Conv2D of stride 2, end in
     GlobalAveragePooling2D(keepdims=True), and hold only layers in between that XNNPACK runs sparsely.
@@ -222,56 +255,73 @@ def xnnpack_layers(model):
       >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
       >>> xnnpack_layers(model)
       Traceback (most recent call last):
-      ValueError: prune.xnnpack_layers needs a convolutional model of the form XNNPACK runs sparsely. ...
+      ValueError: prune.xnnpack_layers: the model must be a convolutional one of the form that XNNPACK ...
 
     Reference:
       Elsen et al., Fast sparse ConvNets, 2019, https://arxiv.org/abs/1911.09723
     """
-    require_plain(model, "prune.xnnpack_layers")
-    twin = to_legacy(model, "prune.xnnpack_layers")
+    require_plain(model)
+    counterpart = to_legacy(model, "prune.xnnpack_layers")
     try:
-        allowed = set(toolkit.xnnpack_allows(twin))
+        allowed = set(toolkit.xnnpack_allows(counterpart))
     except ValueError as error:
-        require(False, "prune.xnnpack_layers needs a convolutional model of the form XNNPACK runs sparsely",
-                obstacle=str(error), do="Prune without it: the file gets smaller, not faster.")
-    return [path for path, layer in by_path(model, twin).items() if layer.name in allowed]
+        raise refusal("the model must be a convolutional one of the form that XNNPACK runs sparsely",
+                      obstacle=str(error), do="Prune without it: the file gets smaller, not faster.") from error
+    return [path for path, layer in by_path(model, counterpart).items() if layer.name in allowed]
 
 
 def _checked_schedule(sparsity, begin, end, every, block, pattern):
-    require_number("sparsity", sparsity, above=0, below=1)
-    require_number("begin", begin, low=0, integer=True)
-    require_number("every", every, low=1, integer=True)
-    if end is not None:
-        require_number("end", end, above=begin, integer=True)
-        require((end - begin) % every == 0, "`end - begin` must be a multiple of `every`, or `sparsity` is not reached",
-                begin=begin, end=end, every=every, do=f"Pass end={begin + max((end - begin) // every, 1) * every}.")
-    for name, pair in (("block", block), ("pattern", pattern)):
-        require(pair is None or (isinstance(pair, tuple | list) and len(pair) == 2
-                                 and all(isinstance(part, int) and part >= 1 for part in pair)),
-                f"`{name}` must be two whole numbers >= 1", **{name: pair})
-    require(not (block and pattern), "`block` and `pattern` exclude each other", block=block, pattern=pattern)
+    require(end is None or end > begin, f"`end` must be a whole number > {begin}, which is `begin`", end=end)
+    require(end is None or (end - begin) % every == 0,
+            "`end - begin` must be a multiple of `every`, or `sparsity` is not reached",
+            begin=begin, end=end, every=every, do=f"Pass end={begin + max(((end or 0) - begin) // every, 1) * every}.")
+    _exclude(block, pattern)
     if pattern:
         zeros, of = pattern
         require(zeros < of and sparsity == zeros / of, "`sparsity` must be n / m of the `pattern` (n, m)",
                 sparsity=sparsity, pattern=pattern, do="Pass e.g. sparsity=0.5, pattern=(2, 4).")
         require(begin == 0 and end is None, "`pattern` is set once, in the first step, and has no `begin` or `end`",
                 begin=begin, end=end, do="Leave them out.")
-    return {"sparsity": float(sparsity), "begin": int(begin), "end": None if end is None else int(end),
-            "every": int(every), "block": block and list(block), "pattern": pattern and list(pattern)}
+    return {"begin": begin, "end": end, "every": every, "block": block and list(block),
+            "pattern": pattern and list(pattern)}
 
 
-def _able(model, twin):
-    """{path: shapes of its kernels} of every layer that TFMOT can prune."""
-    shapes = {path: toolkit.prunable_shapes(layer) for path, layer in by_path(model, twin).items()}
-    return {path: found for path, found in shapes.items() if found}
+def _exclude(block, pattern):
+    require(not (block and pattern), "`block` and `pattern` exclude each other", block=block, pattern=pattern)
 
 
-def _kernels(model):
-    """{path: its pruned kernels as arrays}."""
-    wrappers = {layer.layer.name: layer for layer in toolkit.wrapped(model.legacy)}
-    return {path: [np.array(tf.convert_to_tensor(weight)) for weight, _, _ in wrappers[legacy_name(path)].pruning_vars]
-            for path in model.recipe["paths"]}
+def _able(model, block, pattern):
+    """({path: kernels that can be pruned}, {path: why `block` or `pattern` leaves it out})."""
+    unfit = {}
+    by_path = grouped(kernels(model, HOOK))
+    for path, group in by_path.items():
+        shapes = [tuple(kernel.variable.shape) for kernel in group]
+        if block and any(len(shape) != 2 for shape in shapes):
+            unfit[path] = "`block` works on 2-D kernels"
+        if pattern and any(len(shape) not in (2, 4) or shape[-2] % pattern[1] for shape in shapes):
+            unfit[path] = "`pattern` (n, m) needs Dense or Conv2D kernels whose input channels divide by m"
+    return {path: group for path, group in by_path.items() if path not in unfit}, unfit
 
 
-def _share(arrays):
-    return sum(int((array == 0).sum()) for array in arrays) / sum(array.size for array in arrays)
+def _shares(model, sparsity, where, able, empty=False):
+    """{path: share of zeros} of the layers that are chosen; with `empty` there may be none."""
+    if not isinstance(sparsity, dict):
+        return dict.fromkeys(choose(model, where, able, "layer with a kernel to prune", empty), sparsity)
+    require(where is None, "`sparsity` by layer chooses the layers, and there is no `where`", where=where,
+            do="Leave `where` out.")
+    found = {path: share for name, share in sparsity.items()
+             for path in choose(model, [name], able, "layer with a kernel to prune", empty)}
+    return {path: found[path] for path in able if path in found}
+
+
+def _require_pruned(model):
+    require(isinstance(model, Pruned), "the model must have come from prune.wrap",
+            model=_models.describe(model), do="Call prune.wrap(model, ...), train the result, and pass that.")
+
+
+def _zeros(group):
+    return sum(int(np.sum(prune.masked(prune.kernel.value).numpy() == 0)) for prune in group)
+
+
+def _said(model):
+    return ", ".join(f"{share:g}" for share in sorted({share for _, share in model.recipe["kernels"]}))

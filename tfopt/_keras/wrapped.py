@@ -1,0 +1,135 @@
+"""A technique on a live model: the model keeps its class and all that it does, and gains the state of the technique."""
+
+import contextlib
+import functools
+import sys
+
+import keras
+from keras.src.saving import object_registration
+
+from .._check import refusal
+from .graph import parts_of
+
+
+class Wrapped:
+    """Mixin of a model that a technique trains: saved as the config of the plain model and the technique's recipe.
+
+    A technique derives a class, registers it, and says in `attach` what it adds to the model's layers. The class of the
+    model then derives from both, so that its own `train_step`, `compute_loss` and `call` go on as they are.
+    """
+
+    def __init__(self, *args, **kwargs):
+        raise refusal("a wrapped model is not made again", model=type(self).__name__,
+                      do="Strip it, and copy the result.")
+
+    @classmethod
+    def of(cls, model, recipe):
+        """Turns `model` itself into a wrapped one.
+
+        Args:
+          model: built, of a class of its own; whoever calls this owns it.
+          recipe: JSON-like dict of what `attach` needs to know.
+        """
+        model.__class__ = _derived(cls, type(model))
+        vars(model).update(_recipe=recipe, _state=[])      # past Keras' tracking, which would wrap them
+        model.attach()
+        return model
+
+    @property
+    def recipe(self):
+        """What `attach` was told."""
+        return self._recipe
+
+    def attach(self):
+        """Adds the technique's variables and hooks, for a model whose variables are assigned afterwards."""
+        raise NotImplementedError
+
+    def settle(self):
+        """Makes true once more what the constraints say, after training."""
+        raise NotImplementedError
+
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        self.settle()                                      # some optimizers end by assigning averages of the past
+        return history
+
+    def save(self, filepath, *args, **kwargs):
+        if str(filepath).endswith((".h5", ".hdf5")):       # Keras fails on variables of the model itself there
+            raise refusal("an HDF5 file cannot hold a wrapped model", filepath=str(filepath),
+                          do="Save it as `.keras`, or its weights as `.weights.h5`.")
+        return super().save(filepath, *args, **kwargs)
+
+    def add_state(self, name, shape, dtype, trainable=False, initializer="zeros"):
+        """A variable of the model itself, which is saved with it."""
+        locked = self._tracker.locked
+        self._tracker.unlock()
+        try:
+            variable = self.add_weight(
+                shape=shape, dtype=dtype, initializer=initializer, trainable=trainable, name=name, autocast=False,
+                aggregation="none" if trainable else "only_first_replica")
+            setattr(self, f"_{name}", variable)            # where tf.train.Checkpoint finds it
+            self._state.append(variable)
+            return variable
+        finally:
+            if locked:
+                self._tracker.lock()
+
+    @contextlib.contextmanager
+    def plain(self):
+        """While it lasts, the model is of the class that was wrapped, without the technique's variables."""
+        derived, self.__class__ = type(self), type(self).__bases__[1]
+        kinds, state = (self._trainable_variables, self._non_trainable_variables), set(map(id, self._state))
+        whole = [list(kind) for kind in kinds]
+        for kind in kinds:
+            kind[:] = [variable for variable in kind if id(variable) not in state]
+        try:
+            yield self
+        finally:
+            for kind, variables in zip(kinds, whole, strict=True):
+                kind[:] = variables
+            self.__class__ = derived
+
+    def get_config(self):
+        with self.plain():
+            base = keras.saving.serialize_keras_object(self)
+        base.pop("compile_config", None)                   # the wrapped model is compiled, once
+        return {"base": base, "recipe": self._recipe}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        base = keras.saving.deserialize_keras_object(config["base"], custom_objects=custom_objects)
+        return getattr(cls, "technique", cls).of(base, config["recipe"])
+
+
+@functools.cache
+def _derived(technique, base):
+    cls = type(technique.__name__ + base.__name__, (technique, base),
+               {"technique": technique, "__module__": technique.__module__, "__doc__": technique.__doc__})
+    object_registration.GLOBAL_CUSTOM_NAMES[cls] = object_registration.get_registered_name(technique)
+    return cls
+
+
+def is_wrapped(model):
+    """Is a model, or a model inside it, in the hands of a technique?"""
+    return any(isinstance(part, Wrapped) for part in parts_of(model))
+
+
+def inner_layers(layer):
+    """The layers directly inside a layer or model, in the order they were made."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def own_variables(layer):
+    """The variables that belong to a layer itself, not to the layers inside it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def applies_now():
+    """For a constraint that an optimizer calls: is this a step of the optimizer, or does it still collect gradients?"""
+    frame = sys._getframe(1)
+    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.optimizers.Optimizer):
+        frame = frame.f_back
+    optimizer = frame and frame.f_locals["self"]
+    if optimizer is None or not optimizer.gradient_accumulation_steps:
+        return True
+    return (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
