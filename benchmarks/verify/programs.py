@@ -267,7 +267,8 @@ def rate(p):
 def augmented(p):
     if not p.images:
         return "not images"
-    pipeline = augment.Pipeline([augment.Flip(), augment.Translate(0.1)], value_range=(-5, 255))
+    ends = float(np.min(p.x)), float(np.max(p.x))
+    pipeline = augment.Pipeline([augment.Flip(), augment.Translate(0.1)], value_range=ends)
     examples = tf.data.Dataset.from_tensor_slices(pair(p) if p.y is not None else (p.x, p.x)).batch(16)
     moved = next(iter(examples.map(pipeline.map)))
     keras.tree.map_structure(lambda a, b: a.shape.assert_is_compatible_with(b.shape), moved, next(iter(examples)))
@@ -275,7 +276,8 @@ def augmented(p):
 
 
 def devices(p):
-    distribute.diagnose(p.model, tf.data.Dataset.from_tensor_slices(pair(p)).batch(16))
+    x, y = (tuple(part) if isinstance(part, list) else part for part in (p.x, p.y))     # tf.data stacks lists
+    distribute.diagnose(p.model, tf.data.Dataset.from_tensor_slices(x if y is None else (x, y)).batch(16))
 
 
 def compressed(p):

@@ -319,4 +319,4 @@ def _check_values(images, low, high):
             require(ok, rule, value_range=(low, high), found=(float(least), float(most)),
                     do="Say what they are with Pipeline(..., value_range=(lowest, highest)).")
         else:
-            tf.debugging.Assert(ok, [f"{rule}. value_range=({low}, {high}). Found:", least, most])
+            tf.debugging.Assert(ok, [f"augment.Pipeline: {rule}. value_range=({low}, {high}). Found:", least, most])

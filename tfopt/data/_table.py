@@ -176,7 +176,7 @@ def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, 
     """
     rule, act = (outliers, "clip") if outliers is None or isinstance(outliers, str) else outliers
     frame = _read(path_or_frame)
-    require(target in frame, "the target must be among the columns", target=target, columns=list(frame))
+    require(target in frame.columns, "the target must be among the columns", target=target, columns=list(frame))
     _check_names(frame, target, missing)
     held_out = _held_out(encode_target(frame[target]), validation_split, seed)
     rows = frame[~held_out]
@@ -194,7 +194,7 @@ def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, 
     return train, _dataset(frame[held_out], fitted, batch_size), fitted
 
 
-def _read(path_or_frame):
+def _read(path_or_frame: PathLike | pd.DataFrame) -> pd.DataFrame:
     return path_or_frame if isinstance(path_or_frame, pd.DataFrame) else pd.read_csv(path_or_frame)
 
 
