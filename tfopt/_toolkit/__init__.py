@@ -1,4 +1,4 @@
-"""The one door to the TF Model Optimization toolkit (TFMOT), which it leaves as quietly as it came.
+"""The one place that imports the TF Model Optimization toolkit (TFMOT), without its side effects.
 
 Importing TFMOT sets TF_USE_LEGACY_KERAS=1 for the whole process, and turns `tf.keras` into Keras 2 where nobody has
 touched it before. Here `tf.keras` is pinned to Keras 3 first and the environment is put back afterwards.

@@ -218,7 +218,7 @@ def load(path: PathLike) -> LiteModel:
     require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path))
     lite = LiteModel(content)
     try:
-        lite.inputs, lite.report                           # noqa: B018 (these read the file)
+        _ = lite.inputs, lite.report                       # these read the file
     except Exception as error:                             # whatever the schema's reader meets in damaged bytes
         raise refusal("`path` must be a whole .tflite file, and this one is cut or damaged", path=str(path),
                       reason=_reason(error)) from None
