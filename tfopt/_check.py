@@ -74,7 +74,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _did_you_mean(name, known):
+def did_you_mean(name, known):
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6) if isinstance(name, str) else []
     return f"Did you mean `{close[0]}`?" if close else ""
 
@@ -168,7 +168,7 @@ class OneOf(Constraint):
             value == option and isinstance(value, str) == isinstance(option, str))), NO)
 
     def hint(self, value: Any) -> str:
-        return _did_you_mean(value, [option for option in self.options if isinstance(option, str)])
+        return did_you_mean(value, [option for option in self.options if isinstance(option, str)])
 
 
 class Instance(Constraint):
@@ -458,7 +458,7 @@ def _put_first(name, error):
 
 def _meant(name, known):
     by_habit = [ours for ours in known if name in _HABITS.get(ours, "").split()]
-    return f"Did you mean `{by_habit[0]}`?" if by_habit else _did_you_mean(name, known)
+    return f"Did you mean `{by_habit[0]}`?" if by_habit else did_you_mean(name, known)
 
 
 # ------------------------------------------------------------------------------------------------ until all have moved

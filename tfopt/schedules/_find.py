@@ -7,15 +7,20 @@ import math
 import numpy as np
 import pandas as pd
 
-from .._check import require, require_number
+from .. import _data, _plots
+from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Number, Whole, checked, refusal, require
 from .._keras import keras, same_randomness, serializable, tf
 from .._models import describe, scope_of
+from .._typing import Data, PathLike, Verbose
 from ._shapes import _Schedule
+
+_EDGE = 3                                                  # points, where a line is fitted to one side alone
+_NOT_FINITE = "the data of schedules.find must be finite"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a learning-rate range test found.
+    """Result of a learning-rate range test.
 
     Args:
       rate: the suggested rate: the one called `steep`.
@@ -33,7 +38,8 @@ class Finding:
     rates: dict
     curve: pd.DataFrame = dataclasses.field(repr=False)
 
-    def plot(self, path=None):
+    @checked(path=PATH)
+    def plot(self, path: PathLike | None = None) -> _plots.Figure:
         """Draws the curve with the suggestions.
 
         Args:
@@ -42,29 +48,26 @@ class Finding:
         Returns:
           A matplotlib Figure.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.curve.rate, self.curve.loss, color="tab:blue", alpha=0.25, linewidth=1, label="loss of a batch")
-        axes.plot(self.curve.rate, self.curve.smooth, color="tab:blue", label="smoothed")
+        figure, ((axes,),) = _plots.canvas(7, 4)
+        axes.plot(self.curve.rate, self.curve.loss, color=_plots.BLUE, alpha=0.25, linewidth=1, label="loss of a batch")
+        axes.plot(self.curve.rate, self.curve.smooth, color=_plots.BLUE, label="smoothed")
         heights = np.interp(np.log(list(self.rates.values())), np.log(self.curve.rate), self.curve.smooth)
         for (name, rate), height, mark in zip(self.rates.items(), heights, "ovs", strict=False):
-            colour = "tab:red" if rate == self.rate else "black"
-            axes.plot(rate, height, mark, color=colour, label=f"{name}: {rate:.2g}")
+            color = _plots.ORANGE if rate == self.rate else _plots.INK
+            axes.plot(rate, height, mark, color=color, label=f"{name}: {rate:.2g}")
         low, high = min(self.curve.loss.min(), self.curve.smooth.min()), self.curve.smooth.max()
         margin = 0.1 * (high - low)
-        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin),
-                 title=f"Learning-rate range test: {self.rate:.2g}")
-        axes.grid(alpha=0.3)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
+        _plots.title(axes, f"Learning-rate range test: {self.rate:.2g}")
         axes.legend()
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return _plots.save(figure, path)
 
 
-def find(model, data, *, low=1e-7, high=10.0, steps=100, batch=32, verbose="auto"):
-    """Suggests a learning rate: trains for a few steps at rates from very low to very high and watches the loss.
+@checked(model=MODEL, low=Number(above=0), high=Number(above=0), steps=Whole(low=20), batch_size=BATCH_SIZE,
+         verbose=VERBOSE)
+def find(model: keras.Model, data: Data, *, low: float = 1e-7, high: float = 10.0, steps: int = 100,
+         batch_size: int = 32, verbose: Verbose = "auto") -> Finding:
+    """Learning-rate range test: trains for a few steps at rising rates and suggests the one where the loss falls.
 
         rate(t) = low * (high / low) ** (t / (steps - 1))
 
@@ -75,20 +78,22 @@ def find(model, data, *, low=1e-7, high=10.0, steps=100, batch=32, verbose="auto
 
     Args:
       model: a built and compiled keras.Model of any kind that trains with `fit`, a Distiller included.
-      data: tf.data.Dataset of batches as for `fit`, or a tuple of arrays (x, y) or (x, y, sample_weight).
+      data: arrays (x, y) or (x, y, sample_weight), or a tf.data.Dataset or keras.utils.PyDataset of such batches; x
+        alone for a model that trains on it. Finite numbers.
       low: first rate, > 0.
       high: last rate, > `low`.
       steps: optimizer steps, >= 20.
-      batch: batch size for arrays, >= 1.
+      batch_size: for arrays, >= 1.
       verbose: 0 hides the progress bar.
 
     Returns:
-      A Finding with `.rate`, `.rates`, `.curve` and `.plot(path)`.
+      A Finding with `.rate`, `.rates`, `.curve` and `.plot(path)`. Its rates lie inside the sweep, never at an end.
 
     Raises:
-      TypeError: `model` is no Keras model, or `data` is neither a dataset nor a tuple of arrays.
-      ValueError: the model is not built or not compiled, does not train with its optimizer or reports no `loss`; an
-        argument is out of range; the data is empty; the loss is not a number from the start, or never falls.
+      ValueError: the model is not built or not compiled, does not train with its optimizer or reports no `loss`; it has
+        several optimizers, or one that averages weights (ScheduleFreeAdamW), of which a sweep measures nothing; an
+        argument is out of range; the data are empty or hold NaN; the loss is not a number from the start, never falls
+        out of its scatter, or falls fastest at an end of the sweep.
 
     Example:
       >>> import keras
@@ -102,43 +107,52 @@ def find(model, data, *, low=1e-7, high=10.0, steps=100, batch=32, verbose="auto
     Reference:
       Smith, Cyclical Learning Rates for Training Neural Networks, 2017. https://arxiv.org/abs/1506.01186
     """
-    require_number("low", low, above=0)
-    require_number("high", high, above=low)
-    require_number("steps", steps, low=20, integer=True)
-    require_number("batch", batch, low=1, integer=True)
+    require(high > low, "`high` must be more than `low`", low=low, high=high)
     _require_trainable(model)
+    batches = _read(data, model, batch_size)
     sweep = _Sweep(_Exponential(low, high, steps), verbose)
     with same_randomness(), _same_state(model):
         with scope_of(model):
-            model.optimizer = _twin(model.optimizer, sweep.rates)
+            model.optimizer = _counterpart(model.optimizer, sweep.rates)
         model.train_function, model.steps_per_execution = None, 1
-        model.fit(**_as_fit_takes(data, batch), epochs=steps, verbose=0, callbacks=[sweep])
+        try:
+            model.fit(**batches, epochs=steps, verbose=0, callbacks=[sweep])
+        except tf.errors.InvalidArgumentError as error:
+            if _NOT_FINITE in str(error):
+                raise refusal("`data` must be finite", data=f"NaN or infinity in batch {len(sweep.losses)} or after it",
+                              do="Leave these rows out, or fill in what is missing.") from None
+            raise
         updates = int(model.optimizer.iterations)
-    require(sweep.losses, "find needs data with at least one batch", data=data)
-    require(updates or not math.isfinite(sweep.losses[-1]),
-            "find needs a model whose train_step uses `self.optimizer`", model=describe(model))
+    require(sweep.losses, "`data` must hold at least one batch", data=data)
+    require(updates or not math.isfinite(sweep.losses[-1]), "the model's train_step must use `self.optimizer`",
+            model=describe(model))
     return _judge(sweep.curve())
 
 
 def _require_trainable(model):
-    require(isinstance(model, keras.Model), "find needs a Keras 3 model", model=describe(model), error=TypeError,
-            do="Pass a compiled keras.Model.")
-    require(model.compiled and model.optimizer is not None, "find needs a compiled model", model=describe(model),
+    require(model.compiled and model.optimizer is not None, "the model must be compiled", model=describe(model),
             do="Call model.compile(optimizer, loss) first.")
-    require(model.built or (model.layers and all(layer.built for layer in model.layers)),
-            "find needs a built model", model=describe(model),
-            do="Start it with keras.Input(shape), or call it once on a batch.")
-    require(not hasattr(model.optimizer, "optimizers"), "find needs a model with one optimizer",
-            optimizer=type(model.optimizer).__name__, do="Compile it with a single one for the test.")
+    require(model.built or (model.layers and all(layer.built for layer in model.layers)), "the model must be built",
+            model=describe(model), do="Start it with keras.Input(shape), or call it once on a batch.")
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    require(not hasattr(optimizer, "optimizers"), "the model must have one optimizer: a sweep has one rate",
+            optimizer=type(optimizer).__name__, do="Compile it with a single one for the test.")
+    require(not isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW),
+            "the optimizer must not average the weights of all rates: the loss would be that of the average",
+            optimizer=type(optimizer).__name__, do="Compile the model with keras.optimizers.AdamW for the test.")
 
 
-def _as_fit_takes(data, batch):
-    if isinstance(data, tf.data.Dataset):
-        return {"x": data}
-    require(isinstance(data, tuple) and len(data) in (2, 3),
-            "`data` must be a tf.data.Dataset or a tuple of arrays (x, y) or (x, y, sample_weight)",
-            error=TypeError, data=type(data).__name__)
-    return dict(zip(("x", "y", "sample_weight"), data, strict=False)) | {"batch_size": batch}
+def _read(data, model, batch_size):
+    """Keyword arguments of `fit`; data sets break off at the first batch with NaN, which is no divergence."""
+    stream = isinstance(data, tf.data.Dataset | keras.utils.PyDataset)
+    found = _data.read(data, model, finite=not stream)
+    if not stream:
+        return found.fit_arguments(batch_size)
+
+    def finite(part):
+        return tf.debugging.assert_all_finite(part, _NOT_FINITE) if part.dtype.is_floating else part
+
+    return {"x": found.dataset().map(lambda *parts: keras.tree.map_structure(finite, parts if parts[1:] else parts[0]))}
 
 
 @serializable
@@ -166,7 +180,7 @@ class _Sweep(keras.callbacks.Callback):
         self.model.reset_metrics()                         # else the loss is a mean over the batches so far
 
     def on_train_batch_end(self, batch, logs=None):
-        require("loss" in (logs or {}), "find needs a train_step that returns a `loss`", logs=sorted(logs or {}))
+        require("loss" in (logs or {}), "the model's train_step must return a `loss`", logs=sorted(logs or {}))
         step, loss = len(self.losses), float(logs["loss"])
         self.losses.append(loss)
         self.average += self.AVERAGED * (loss - self.average)
@@ -182,15 +196,15 @@ class _Sweep(keras.callbacks.Callback):
                              "loss": self.losses})
 
 
-def _twin(optimizer, rates):
+def _counterpart(optimizer, rates):
     """An unused optimizer of the same settings with another rate."""
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None:                                  # keras.optimizers.LossScaleOptimizer
         config = {name: value for name, value in optimizer.get_config().items() if name != "inner_optimizer"}
-        return type(optimizer)(_twin(inner, rates), **config)
-    twin = type(optimizer).from_config(optimizer.get_config() | {"learning_rate": 0.0})
-    twin.learning_rate = rates
-    return twin
+        return type(optimizer)(_counterpart(inner, rates), **config)
+    unused = type(optimizer).from_config(optimizer.get_config() | {"learning_rate": 0.0})
+    unused.learning_rate = rates
+    return unused
 
 
 @contextlib.contextmanager
@@ -215,7 +229,7 @@ def _same_state(model):
 
 def _judge(curve):
     """Smooths the curve and reads the suggestions off it."""
-    require(math.isfinite(curve.loss[0]), "find needs a loss that is a number at the lowest rate", loss=curve.loss[0],
+    require(math.isfinite(curve.loss[0]), "the loss must be a number at the lowest rate", loss=float(curve.loss[0]),
             do="Look for NaN in the data and the weights.")
     curve = curve[np.isfinite(curve.loss)]
     start = curve.loss[: max(len(curve) // 10, 1)].max()
@@ -224,12 +238,17 @@ def _judge(curve):
     lowest = int(smooth.argmin())
     descent = curve[: lowest + 1]
     fall, scatter = smooth[0] - smooth[lowest], float((descent.loss - descent.smooth).abs().median())
-    require(lowest >= 2 and fall > scatter / 4,            # the smoothed loss scatters about a third as much
-            "find needs a loss that falls out of its scatter somewhere between `low` and `high`",
+    require(lowest >= 2 * _EDGE and fall > scatter / 4,    # the smoothed loss scatters about a third as much
+            "the loss must fall out of its scatter somewhere between `low` and `high`",
             fall=float(fall), scatter=scatter, steps=len(curve),
             do="Lower `low`, raise `high` or `steps`, or pass larger batches.")
+    steepest = int(slope[: lowest + 1].argmin())
     rates = descent.rate.to_numpy()
-    suggestions = {"steep": rates[slope[: lowest + 1].argmin()], "valley": rates[_valley(smooth[: lowest + 1])],
+    require(steepest >= _EDGE and rates[-1] > 10 * rates[0], "the loss must not fall fastest at `low`, without a rate",
+            steepest=float(rates[steepest]), low=float(rates[0]), do="Lower `low`.")
+    require(steepest < len(curve) - _EDGE, "the loss must not fall fastest at the end of the sweep",
+            steepest=float(rates[steepest]), high=float(curve.rate.iloc[-1]), do="Raise `high`.")
+    suggestions = {"steep": rates[steepest], "valley": rates[max(_valley(smooth[: lowest + 1]), 1)],
                    "minimum": rates[-1] / 10}
     suggestions = {name: float(rate) for name, rate in suggestions.items()}
     return Finding(suggestions["steep"], suggestions, curve)

@@ -1,13 +1,15 @@
 """Keras' plateau callback, given an optimizer whose rate can be set whatever it holds."""
 
-from .._check import require, require_number
+from typing import Any
+
+from .._check import TEXT, Number, OneOf, Whole, checked, require
 from .._keras import keras, schedule_of
 from .._models import scope_of
 from ._shapes import LearningRateSchedule, Scaled
 
 
 class Plateau(keras.callbacks.ReduceLROnPlateau):
-    """Lowers the learning rate when a metric no longer improves, also when the optimizer holds a schedule.
+    """Reduce on plateau: lowers the learning rate when a metric stops improving, also that of a schedule.
 
         rate(t) = factor ** (number of plateaus so far) * schedule(t)
 
@@ -41,21 +43,17 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
       0.25
     """
 
-    def __init__(self, monitor="val_loss", factor=0.1, patience=10, *, verbose=0, mode="auto", min_delta=1e-4,
-                 cooldown=0, min_lr=0.0):
-        require_number("factor", factor, above=0, below=1)
-        require_number("patience", patience, low=0, integer=True)
-        require_number("min_delta", min_delta, low=0)
-        require_number("cooldown", cooldown, low=0, integer=True)
-        require_number("min_lr", min_lr, low=0)
-        require(mode in ("auto", "min", "max"), "`mode` must be 'auto', 'min' or 'max'", mode=mode)
+    @checked(monitor=TEXT, factor=Number(above=0, below=1), patience=Whole(low=0), verbose=OneOf(0, 1),
+             mode=OneOf("auto", "min", "max"), min_delta=Number(low=0), cooldown=Whole(low=0), min_lr=Number(low=0))
+    def __init__(self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, *, verbose: int = 0,
+                 mode: str = "auto", min_delta: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0):
         super().__init__(monitor, factor=factor, patience=patience, verbose=verbose, mode=mode, min_delta=min_delta,
                          cooldown=cooldown, min_lr=min_lr)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(_WithSettableRate(model))
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._replaced, model = [], self.model.model
         if hasattr(model.optimizer, "optimizers") and not model.optimizer.built:
@@ -63,16 +61,15 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
         for optimizer in _single(model.optimizer):
             held = schedule_of(optimizer)
             require(held is None or isinstance(held, LearningRateSchedule),
-                    "Plateau needs an optimizer that holds a number or a LearningRateSchedule",
-                    error=TypeError, learning_rate=held,
-                    do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
+                    "schedules.Plateau needs an optimizer that holds a number or a LearningRateSchedule",
+                    error=TypeError, learning_rate=held, do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
             if held is not None and not isinstance(held, Scaled):
                 with scope_of(model):
                     optimizer.learning_rate = Scaled(held)
                 self._replaced.append((optimizer, held))
         self._trace_again()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._replaced = [(optimizer, held) for optimizer, held in self._replaced
                           if schedule_of(optimizer).factor == 1]
         for optimizer, held in self._replaced:

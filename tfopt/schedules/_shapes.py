@@ -1,59 +1,54 @@
 """Schedules as Keras objects; the formula of each is its `_rate`, in float64 and exact at any step."""
 
-import inspect
 import itertools
 import math
-import numbers
+from collections.abc import Sequence
+from typing import Any
 
-from .._check import require, require_number
-from .._keras import keras, serializable, tf
+from .._check import Instance, ListOf, Number, Whole, checked, did_you_mean, refusal, require
+from .._keras import ConfigFromArguments, keras, serializable, tf
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
+_RATE, _PEAK, _STEPS = Number(low=0), Number(above=0), Whole(low=1)
+_SCHEDULE = Instance(LearningRateSchedule, text="a LearningRateSchedule") | _RATE
 
-class _Schedule(LearningRateSchedule):
+
+class _Schedule(ConfigFromArguments, LearningRateSchedule):
     """Casts the step to float64 and the rate to Keras' float type; the config is the constructor's arguments."""
 
     def __call__(self, step):
         return tf.cast(self._rate(tf.cast(step, tf.float64)), keras.config.floatx())
 
-    def get_config(self):
-        return {name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in inspect.signature(type(self)).parameters}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
-
 
 @serializable
 class Constant(_Schedule):
-    """Stays at one rate.
+    """Constant learning rate.
 
-        rate(t) = rate
+        rate(t) = learning_rate
 
     Args:
-      rate: the rate, >= 0.
+      learning_rate: the rate of every step, >= 0.
 
     Raises:
-      ValueError: `rate` is out of range.
+      ValueError: `learning_rate` is out of range.
 
     Example:
       >>> float(Constant(0.5)(10_000_000))
       0.5
     """
 
-    def __init__(self, rate):
-        require_number("rate", rate, low=0)
-        self.rate = float(rate)
+    @checked(learning_rate=_RATE)
+    def __init__(self, learning_rate: float):
+        self.learning_rate = learning_rate
 
     def _rate(self, t):
-        return self.rate * tf.ones_like(t)
+        return self.learning_rate * tf.ones_like(t)
 
 
 @serializable
 class Linear(_Schedule):
-    """Goes in a straight line from `start` to `end` and stays there.
+    """Linear decay (or rise): a straight line from `start` to `end`, then constant.
 
         rate(t) = start + (end - start) * min(t / total, 1)
 
@@ -71,11 +66,9 @@ class Linear(_Schedule):
       [0.1, 0.075, 0.0, 0.0]
     """
 
-    def __init__(self, start, total, *, end=0.0):
-        require_number("start", start, low=0)
-        require_number("total", total, low=1, integer=True)
-        require_number("end", end, low=0)
-        self.start, self.total, self.end = float(start), int(total), float(end)
+    @checked(start=_RATE, total=_STEPS, end=_RATE)
+    def __init__(self, start: float, total: int, *, end: float = 0.0):
+        self.start, self.total, self.end = start, total, end
 
     def _rate(self, t):
         return self.start + (self.end - self.start) * tf.minimum(t / self.total, 1)
@@ -83,7 +76,7 @@ class Linear(_Schedule):
 
 @serializable
 class Step(_Schedule):
-    """Multiplies the rate by `factor` after every `every` steps.
+    """Step decay: the rate is multiplied by `factor` after every `every` steps.
 
         rate(t) = start * factor ** floor(t / every)
 
@@ -101,11 +94,9 @@ class Step(_Schedule):
       [0.1, 0.1, 0.05, 0.025]
     """
 
-    def __init__(self, start, *, factor, every):
-        require_number("start", start, low=0)
-        require_number("factor", factor, above=0)
-        require_number("every", every, low=1, integer=True)
-        self.start, self.factor, self.every = float(start), float(factor), int(every)
+    @checked(start=_RATE, factor=Number(above=0), every=_STEPS)
+    def __init__(self, start: float, *, factor: float, every: int):
+        self.start, self.factor, self.every = start, factor, every
 
     def _rate(self, t):
         return self.start * self.factor ** tf.floor(t / self.every)
@@ -113,7 +104,7 @@ class Step(_Schedule):
 
 @serializable
 class OneCycle(_Schedule):
-    """Rises along half a cosine to a peak, then falls along half a cosine to almost nothing, as in fastai.
+    """One-cycle policy: half a cosine up to a peak, half a cosine down to almost zero, as in fastai.
 
         rate(t) = start + (peak - start) * (1 - cos(pi * t / warmup)) / 2                          t < warmup
         rate(t) = end + (peak - end) * (1 + cos(pi * (t - warmup) / (total - warmup))) / 2         warmup <= t <= total
@@ -139,18 +130,16 @@ class OneCycle(_Schedule):
       Smith and Topin, Super-Convergence, 2018. https://arxiv.org/abs/1708.07120
     """
 
-    def __init__(self, peak, total, *, warmup=None, start=None, end=None):
-        require_number("peak", peak, above=0)
-        require_number("total", total, low=2, integer=True)
-        if warmup is not None:
-            require_number("warmup", warmup, low=1, below=total, integer=True)
-        for name, value in (("start", start), ("end", end)):
-            if value is not None:
-                require_number(name, value, low=0, high=peak)
-        self.peak, self.total = float(peak), int(total)
-        self.warmup = max(self.total // 4, 1) if warmup is None else int(warmup)
-        self.start = self.peak / 25 if start is None else float(start)
-        self.end = self.peak / 1e5 if end is None else float(end)
+    @checked(peak=_PEAK, total=Whole(low=2), warmup=_STEPS, start=_RATE, end=_RATE)
+    def __init__(self, peak: float, total: int, *, warmup: int | None = None, start: float | None = None,
+                 end: float | None = None):
+        self.peak, self.total = peak, total
+        self.warmup = max(total // 4, 1) if warmup is None else warmup
+        self.start = peak / 25 if start is None else start
+        self.end = peak / 1e5 if end is None else end
+        require(self.warmup < total, "`warmup` must be less than `total`", warmup=warmup, total=total)
+        require(self.start <= peak, "`start` must be at most `peak`", start=start, peak=peak)
+        require(self.end <= peak, "`end` must be at most `peak`", end=end, peak=peak)
 
     def _rate(self, t):
         rise = _half_cosine(self.start, self.peak, t / self.warmup)
@@ -164,7 +153,7 @@ def _half_cosine(begin, end, fraction):
 
 @serializable
 class Knee(_Schedule):
-    """Rises to a peak, explores there, then falls in a straight line to zero.
+    """Knee (explore-exploit) schedule: warm-up, a constant peak, then linear decay to zero.
 
         rate(t) = peak * clip(min(t / warmup, (total - t) / cool), 0, 1),   cool = total - warmup - explore
 
@@ -187,15 +176,11 @@ class Knee(_Schedule):
       https://arxiv.org/abs/2003.03977
     """
 
-    def __init__(self, peak, total, *, warmup=0, explore=0):
-        require_number("peak", peak, above=0)
-        require_number("total", total, low=1, integer=True)
-        require_number("warmup", warmup, low=0, integer=True)
-        require_number("explore", explore, low=0, integer=True)
+    @checked(peak=_PEAK, total=_STEPS, warmup=Whole(low=0), explore=Whole(low=0))
+    def __init__(self, peak: float, total: int, *, warmup: int = 0, explore: int = 0):
         require(warmup + explore <= total, "`warmup + explore` must be at most `total`", warmup=warmup, explore=explore,
                 total=total, do="Shorten one of them.")
-        self.peak, self.total = float(peak), int(total)
-        self.warmup, self.explore = int(warmup), int(explore)
+        self.peak, self.total, self.warmup, self.explore = peak, total, warmup, explore
 
     def _rate(self, t):
         fraction = (self.total - t) / max(self.total - self.warmup - self.explore, 1)
@@ -206,7 +191,7 @@ class Knee(_Schedule):
 
 @serializable
 class InverseSqrt(_Schedule):
-    """Rises in a straight line, then falls as one over the square root of the step; needs no end.
+    """Inverse square root decay after a linear warm-up, as for the first Transformers; needs no end.
 
         rate(t) = peak * min(t / warmup, sqrt(warmup / t))
 
@@ -226,10 +211,9 @@ class InverseSqrt(_Schedule):
       Vaswani et al., Attention Is All You Need, 2017. https://arxiv.org/abs/1706.03762
     """
 
-    def __init__(self, peak, *, warmup):
-        require_number("peak", peak, above=0)
-        require_number("warmup", warmup, low=1, integer=True)
-        self.peak, self.warmup = float(peak), int(warmup)
+    @checked(peak=_PEAK, warmup=_STEPS)
+    def __init__(self, peak: float, *, warmup: int):
+        self.peak, self.warmup = peak, warmup
 
     def _rate(self, t):
         return self.peak * tf.minimum(t / self.warmup, tf.sqrt(self.warmup / tf.maximum(t, self.warmup)))
@@ -237,7 +221,7 @@ class InverseSqrt(_Schedule):
 
 @serializable
 class Cyclic(_Schedule):
-    """Runs from `low` up to `high` and back in straight lines, again and again.
+    """Cyclical learning rate (triangular): from `low` up to `high` and back, again and again.
 
         rate(t) = low + (high - low) * (1 - |2 * (t mod every) / every - 1|)
 
@@ -258,11 +242,10 @@ class Cyclic(_Schedule):
       Smith, Cyclical Learning Rates for Training Neural Networks, 2017. https://arxiv.org/abs/1506.01186
     """
 
-    def __init__(self, low, high, *, every):
-        require_number("low", low, low=0)
-        require_number("high", high, above=low)
-        require_number("every", every, low=2, integer=True)
-        self.low, self.high, self.every = float(low), float(high), int(every)
+    @checked(low=_RATE, high=_RATE, every=Whole(low=2))
+    def __init__(self, low: float, high: float, *, every: int):
+        require(high > low, "`high` must be more than `low`", low=low, high=high)
+        self.low, self.high, self.every = low, high, every
 
     def _rate(self, t):
         return self.low + (self.high - self.low) * (1 - tf.abs(2 * tf.math.mod(t, self.every) / self.every - 1))
@@ -270,20 +253,20 @@ class Cyclic(_Schedule):
 
 @serializable
 class Warmup(_Schedule):
-    """Rises in a straight line from zero to where another schedule begins, then follows it.
+    """Linear warm-up: from zero to where another schedule begins, which is then followed.
 
-        rate(t) = after(0) * t / steps     t < steps
-        rate(t) = after(t - steps)         t >= steps
+        rate(t) = schedule(0) * t / steps     t < steps
+        rate(t) = schedule(t - steps)         t >= steps
 
-    The clock of `after` starts when the warm-up ends: a decay over `total` steps ends at `steps + total`.
+    The steps of `schedule` are counted from the end of the warm-up: a decay over `total` steps ends at `steps + total`.
 
     Args:
-      after: a LearningRateSchedule, or a rate >= 0 that is kept.
+      schedule: a LearningRateSchedule, or a constant rate >= 0.
       steps: optimizer steps of the rise, >= 1.
 
     Raises:
       ValueError: an argument is out of range.
-      TypeError: `after` is neither a schedule nor a number.
+      TypeError: `schedule` is neither a schedule nor a number.
 
     Example:
       >>> rate = Warmup(Linear(0.1, total=90), steps=10)
@@ -294,25 +277,25 @@ class Warmup(_Schedule):
       Goyal et al., Accurate, Large Minibatch SGD, 2017. https://arxiv.org/abs/1706.02677
     """
 
-    def __init__(self, after, steps):
-        require_number("steps", steps, low=1, integer=True)
-        self.after, self.steps = _schedule("after", after), int(steps)
+    @checked(schedule=_SCHEDULE, steps=_STEPS)
+    def __init__(self, schedule: float | LearningRateSchedule, steps: int):
+        self.schedule, self.steps = _as_schedule(schedule), steps
 
     def __call__(self, step):
         t = tf.cast(step, tf.int64)
-        followed = self.after(tf.maximum(t - self.steps, 0))
+        followed = self.schedule(tf.maximum(t - self.steps, 0))
         rise = tf.cast(tf.minimum(t / self.steps, 1), followed.dtype)
         return followed * rise
 
 
 @serializable
 class Join(_Schedule):
-    """Follows one schedule after another, each with a clock that starts at its own boundary.
+    """Piecewise schedule: one schedule after another, each with steps counted from its own boundary.
 
         rate(t) = schedules[i](t - boundaries[i - 1])     boundaries[i - 1] <= t < boundaries[i]
 
     Args:
-      schedules: two or more LearningRateSchedules, or rates >= 0 that are kept.
+      schedules: two or more LearningRateSchedules, or constant rates >= 0.
       boundaries: the steps at which the next schedule takes over, rising, >= 1; one fewer than `schedules`.
 
     Raises:
@@ -325,18 +308,13 @@ class Join(_Schedule):
       [0.1, 0.1, 0.1, 0.05, 0.0]
     """
 
-    def __init__(self, schedules, boundaries):
-        for name, value in (("schedules", schedules), ("boundaries", boundaries)):
-            require(isinstance(value, list | tuple), f"`{name}` must be a list", error=TypeError, **{name: value})
-        require(len(schedules) == len(boundaries) + 1 >= 2,
-                "`schedules` must have one element more than `boundaries`, and these at least one",
+    @checked(schedules=ListOf(_SCHEDULE), boundaries=ListOf(_STEPS))
+    def __init__(self, schedules: Sequence[float | LearningRateSchedule], boundaries: Sequence[int]):
+        require(len(schedules) == len(boundaries) + 1, "`schedules` must have one element more than `boundaries`",
                 schedules=len(schedules), boundaries=boundaries)
-        for boundary in boundaries:
-            require_number("boundaries", boundary, low=1, integer=True)
         require(all(a < b for a, b in itertools.pairwise(boundaries)), "`boundaries` must rise",
                 boundaries=boundaries, do="Sort them together with their schedules.")
-        self.schedules = [_schedule("schedules", schedule) for schedule in schedules]
-        self.boundaries = [int(boundary) for boundary in boundaries]
+        self.schedules, self.boundaries = [_as_schedule(schedule) for schedule in schedules], list(boundaries)
 
     def __call__(self, step):
         t = tf.cast(step, tf.int64)
@@ -348,7 +326,7 @@ class Join(_Schedule):
 
 @serializable
 class Scaled(_Schedule):
-    """Multiplies another schedule by a factor that can be changed while a model trains.
+    """Scaled schedule: another schedule times a factor that can be changed while a model trains.
 
         rate(t) = factor * schedule(t)
 
@@ -356,7 +334,7 @@ class Scaled(_Schedule):
     it; it also scales a schedule with the batch size. A saved model keeps the factor of the moment.
 
     Args:
-      schedule: a LearningRateSchedule, or a rate >= 0 that is kept.
+      schedule: a LearningRateSchedule, or a constant rate >= 0.
       factor: >= 0.
 
     Raises:
@@ -375,69 +353,94 @@ class Scaled(_Schedule):
       Goyal et al., Accurate, Large Minibatch SGD, 2017. https://arxiv.org/abs/1706.02677
     """
 
-    def __init__(self, schedule, factor=1.0):
-        require_number("factor", factor, low=0)
-        self.schedule = _schedule("schedule", schedule)
+    @checked(schedule=_SCHEDULE, factor=_RATE)
+    def __init__(self, schedule: float | LearningRateSchedule, factor: float = 1.0):
+        self.schedule = _as_schedule(schedule)
         self._factor = keras.Variable(factor, trainable=False, dtype="float32", aggregation="only_first_replica",
                                       name="factor")
 
     @property
-    def factor(self):
+    def factor(self) -> float:
         return float(self._factor.numpy())
 
     @factor.setter
-    def factor(self, value):
-        require_number("factor", value, low=0)
-        self._factor.assign(value)
+    @checked(factor=_RATE)
+    def factor(self, factor: float) -> None:
+        self._factor.assign(factor)
 
     def __call__(self, step):
         rate = self.schedule(step)
         return rate * tf.cast(self._factor.value, rate.dtype)
 
 
-def _schedule(name, value):
-    if isinstance(value, LearningRateSchedule):
-        return value
-    require(isinstance(value, numbers.Real), f"`{name}` must be a LearningRateSchedule or a number", error=TypeError,
-            do="Pass e.g. schedules.Linear(0.1, total=1000).", **{name: value})
-    return Constant(value)
+def _as_schedule(value):
+    return value if isinstance(value, LearningRateSchedule) else Constant(value)
 
 
 _NAMED = {
-    "fixed": lambda rate, total: Constant(rate),
-    "linear": lambda rate, total: Linear(rate, total),
-    "exponential": lambda rate, total: keras.optimizers.schedules.ExponentialDecay(rate, total, 0.01),
-    "step": lambda rate, total: Step(rate, factor=0.1, every=max(total // 3, 1)),
-    "cosine": lambda rate, total: keras.optimizers.schedules.CosineDecay(rate, total),
-    "one_cycle": lambda rate, total: OneCycle(rate, total),
-    "knee": lambda rate, total: Knee(rate, total, explore=total // 2),
+    "Constant": lambda rate, total: Constant(rate),
+    "Linear": Linear,
+    "Step": lambda rate, total: Step(rate, factor=0.1, every=max(total // 3, 1)),
+    "OneCycle": OneCycle,
+    "Knee": lambda rate, total: Knee(rate, total, explore=total // 2),
+    "InverseSqrt": lambda rate, total: InverseSqrt(rate, warmup=max(total // 20, 1)),
+    "Cyclic": lambda rate, total: Cyclic(rate / 10, rate, every=max(total // 4, 2)),
+    "CosineDecay": lambda rate, total: keras.optimizers.schedules.CosineDecay(rate, total),
+    "ExponentialDecay": lambda rate, total: keras.optimizers.schedules.ExponentialDecay(rate, total, 0.01),
+    "PolynomialDecay": lambda rate, total: keras.optimizers.schedules.PolynomialDecay(rate, total, 0.0),
 }
+_SNAKE = {"".join(f"_{c.lower()}" if c.isupper() else c for c in name)[1:]: name for name in _NAMED}
 
 
-def get(name, rate, total):
-    """A schedule by its name, with usual settings: for a search, a command line or a comparison.
+@checked(identifier=_SCHEDULE | Instance(str, dict, text="the name of a schedule, or the config of one"),
+         learning_rate=_PEAK, total=Whole(low=2))
+def get(identifier: str | float | dict[str, Any] | LearningRateSchedule, learning_rate: float | None = None,
+        total: int | None = None) -> LearningRateSchedule:
+    """A schedule by its name with usual settings, as `keras.optimizers.get`: for a search, a command line, a config.
 
-        fixed         rate                          exponential   falls to rate / 100 in `total` steps
-        linear        falls to 0                    step          falls by 10 after each third of `total`
-        cosine        falls to 0                    one_cycle     rises for a quarter of `total`, falls to 0
-        knee          stays for half of `total`, then falls to 0
+        Constant      the rate                             CosineDecay        falls to 0
+        Linear        falls to 0                           PolynomialDecay    falls to 0 (power 1)
+        Step          falls by 10 after each third         ExponentialDecay   falls to a hundredth
+        OneCycle      rises for a quarter, falls to 0      InverseSqrt        rises for a twentieth
+        Knee          constant for half, falls to 0        Cyclic             4 cycles from a tenth of the rate
 
     Args:
-      name: one of the names above.
-      rate: highest rate, > 0.
-      total: optimizer steps of the training, >= 2.
+      identifier: one of these names, also as `one_cycle`; or what needs no other argument: a schedule, which is
+        returned as it is, a constant rate >= 0, or the dict that `keras.saving.serialize_keras_object` makes of one.
+      learning_rate: highest rate, > 0. Needed with a name.
+      total: optimizer steps of the training, >= 2. Needed with every name but "Constant".
 
     Returns:
       A LearningRateSchedule.
 
     Raises:
-      ValueError: the name is not known, or a number is out of range.
+      ValueError: the name is not known, or a number is missing or out of range.
 
     Example:
-      >>> [round(float(get(name, 0.1, 90)(60)), 3) for name in ("fixed", "linear", "exponential", "step", "cosine")]
+      >>> names = ("Constant", "Linear", "ExponentialDecay", "Step", "cosine_decay")
+      >>> [round(float(get(name, 0.1, 90)(60)), 3) for name in names]
       [0.1, 0.033, 0.005, 0.001, 0.025]
     """
-    require(name in _NAMED, f"`name` must be one of {', '.join(_NAMED)}", name=name)
-    require_number("rate", rate, above=0)
-    require_number("total", total, low=2, integer=True)
-    return _NAMED[name](float(rate), int(total))
+    if not isinstance(identifier, str):
+        return _from_object(identifier)
+    name = _SNAKE.get(identifier, identifier)
+    if name not in _NAMED:
+        raise refusal(f"`identifier` must be one of {', '.join(_NAMED)}", identifier=identifier,
+                      do=did_you_mean(identifier, list(_NAMED)))
+    require(learning_rate is not None, "a schedule by its name needs `learning_rate`", learning_rate=None)
+    require(total is not None or name == "Constant", "a schedule by its name needs `total`", total=None,
+            do="Pass the optimizer steps of the training: batches per epoch * epochs.")
+    return _NAMED[name](learning_rate, total)
+
+
+def _from_object(identifier):
+    if not isinstance(identifier, dict):
+        return _as_schedule(identifier)
+    try:
+        made = keras.saving.deserialize_keras_object(identifier)
+    except (TypeError, ValueError, KeyError) as error:
+        raise refusal("`identifier` must be the config of a schedule", identifier=identifier,
+                      do=f"Keras says: {' '.join(str(error).split())}") from None
+    require(isinstance(made, LearningRateSchedule), "`identifier` must be the config of a schedule",
+            identifier=identifier)
+    return made
