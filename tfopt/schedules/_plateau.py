@@ -62,7 +62,8 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
             held = schedule_of(optimizer)
             require(held is None or isinstance(held, LearningRateSchedule),
                     "schedules.Plateau needs an optimizer that holds a number or a LearningRateSchedule",
-                    error=TypeError, learning_rate=held, do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
+                    error=TypeError, learning_rate=held,
+                    do="Make the callable a subclass of keras.optimizers.schedules.LearningRateSchedule.")
             if held is not None and not isinstance(held, Scaled):
                 with scope_of(model):
                     optimizer.learning_rate = Scaled(held)
