@@ -134,11 +134,11 @@ def test_one_cycle_has_the_numbers_of_fastai():
     assert [float(rate(t)) for t in (0, 250, 1000, 2000)] == pytest.approx([0.04, 1, 1e-5, 1e-5])
 
 
-@pytest.mark.parametrize("name", ["fixed", "linear", "exponential", "step", "cosine", "one_cycle", "knee"])
+@pytest.mark.parametrize("name", ["Constant", "Linear", "ExponentialDecay", "Step", "CosineDecay", "one_cycle", "Knee"])
 def test_by_name(name):
     rates = schedules.get(name, 0.1, 90)(np.arange(91)).numpy()
     assert rates.max() == pytest.approx(0.1)
-    assert name == "fixed" or rates[-1] <= 0.1 / 99
+    assert name == "Constant" or rates[-1] <= 0.1 / 99
 
 
 def test_keras_six_are_keras_own():
@@ -298,12 +298,15 @@ def interrupting(model, how):
     return tf.data.Dataset.from_generator(batches, output_signature=signature)
 
 
-def test_find_stops_when_the_loss_is_no_number():
+def test_find_does_not_take_broken_data_for_a_rate_that_is_too_high():
     model = line()
     model.evaluate(*points(), verbose=0)
-    found = []
-    leaves_no_trace(model, lambda: found.append(schedules.find(model, interrupting(model, "nan"), high=0.5, verbose=0)))
-    assert len(found[0].curve) == 30
+
+    def act():
+        with pytest.raises(ValueError, match=r"schedules.find: `data` must be finite.*batch 30"):
+            schedules.find(model, interrupting(model, "nan"), high=0.5, verbose=0)
+
+    leaves_no_trace(model, act)
 
 
 def test_find_puts_back_when_the_data_fails():
@@ -348,7 +351,7 @@ def test_find_finds_what_gradient_descent_allows(tmp_path):
     x = np.random.default_rng(0).normal(size=(512, 8)).astype("float32")
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    finding = schedules.find(model, (x, x.sum(1, keepdims=True)), batch=128, verbose=0)
+    finding = schedules.find(model, (x, x.sum(1, keepdims=True)), batch_size=128, verbose=0)
     limit = 2 / np.linalg.eigvalsh(2 * x.T @ x / len(x)).max()
     assert limit / 100 < finding.rate < limit
     assert finding.rate == finding.rates["steep"]
@@ -542,7 +545,7 @@ def still():
 
 
 REFUSED = [
-    (lambda: schedules.Constant(-1), ValueError, "`rate` must be"),
+    (lambda: schedules.Constant(-1), ValueError, "`learning_rate` must be"),
     (lambda: schedules.Linear(-1, 10), ValueError, "`start` must be"),
     (lambda: schedules.Linear(1, 0), ValueError, "`total` must be a whole number >= 1"),
     (lambda: schedules.Linear(1, 10, end=-1), ValueError, "`end` must be"),
@@ -564,36 +567,36 @@ REFUSED = [
     (lambda: schedules.Cyclic(-1, 1, every=2), ValueError, "`low` must be"),
     (lambda: schedules.Cyclic(1, 1, every=2), ValueError, "`high` must be"),
     (lambda: schedules.Cyclic(1, 2, every=1), ValueError, "`every` must be"),
-    (lambda: schedules.Warmup("cosine", 5), TypeError, "`after` must be a LearningRateSchedule or a number"),
+    (lambda: schedules.Warmup("cosine", 5), TypeError, "`schedule` must be a LearningRateSchedule or a number"),
     (lambda: schedules.Warmup(0.1, 0), ValueError, "`steps` must be"),
-    (lambda: schedules.Join([0.1, None], [5]), TypeError, "`schedules` must be a LearningRateSchedule or a number"),
+    (lambda: schedules.Join([0.1, None], [5]), TypeError, "`schedules` must be a list, each element a Learning"),
     (lambda: schedules.Join(0.1, [5]), TypeError, "`schedules` must be a list"),
     (lambda: schedules.Join([0.1, 0.2], 5), TypeError, "`boundaries` must be a list"),
     (lambda: schedules.Join([0.1, 0.2], [5, 6]), ValueError, "one element more"),
-    (lambda: schedules.Join([0.1], []), ValueError, "one element more"),
+    (lambda: schedules.Join([0.1], []), ValueError, "`boundaries` must be a list"),
     (lambda: schedules.Join([0.1, 0.2, 0.3], [5, 5]), ValueError, "`boundaries` must rise"),
     (lambda: schedules.Join([0.1, 0.2], [0]), ValueError, "`boundaries` must be"),
     (lambda: schedules.Scaled(0.1, -1), ValueError, "`factor` must be"),
     (lambda: setattr(schedules.Scaled(0.1), "factor", -1), ValueError, "`factor` must be"),
     (lambda: schedules.Scaled("linear"), TypeError, "`schedule` must be"),
-    (lambda: schedules.get("cosinus", 0.1, 10), ValueError, "`name` must be one of fixed, linear"),
-    (lambda: schedules.get("fixed", 0, 10), ValueError, "`rate` must be"),
-    (lambda: schedules.get("fixed", 0.1, 1), ValueError, "`total` must be"),
-    (lambda: schedules.find(3, points()), TypeError, "find needs a Keras 3 model"),
-    (lambda: schedules.find(uncompiled(), points()), ValueError, "find needs a compiled model"),
-    (lambda: schedules.find(line(optimizer=None), points()), ValueError, "find needs a compiled model"),
-    (lambda: schedules.find(unbuilt(), points()), ValueError, "find needs a built model"),
-    (lambda: schedules.find(several(), points()), ValueError, "find needs a model with one optimizer"),
-    (lambda: schedules.find(line(), [1, 2]), TypeError, "`data` must be a tf.data.Dataset or a tuple"),
+    (lambda: schedules.get("cosinus", 0.1, 10), ValueError, "`identifier` must be one of Constant, Linear"),
+    (lambda: schedules.get("Constant", 0, 10), ValueError, "`learning_rate` must be"),
+    (lambda: schedules.get("Linear", 0.1, 1), ValueError, "`total` must be"),
+    (lambda: schedules.find(3, points()), TypeError, "`model` must be a Keras 3 model"),
+    (lambda: schedules.find(uncompiled(), points()), ValueError, "the model must be compiled"),
+    (lambda: schedules.find(line(optimizer=None), points()), ValueError, "the model must be compiled"),
+    (lambda: schedules.find(unbuilt(), points()), ValueError, "the model must be built"),
+    (lambda: schedules.find(several(), points()), ValueError, "the model must have one optimizer"),
+    (lambda: schedules.find(line(), [1, 2]), ValueError, "`data` must hold x of the shape of the model"),
     (lambda: schedules.find(line(), points(), low=0), ValueError, "`low` must be"),
     (lambda: schedules.find(line(), points(), high=1e-9), ValueError, "`high` must be"),
     (lambda: schedules.find(line(), points(), steps=5), ValueError, "`steps` must be"),
-    (lambda: schedules.find(line(), points(), batch=0), ValueError, "`batch` must be"),
-    (lambda: schedules.find(line(), no_number(), verbose=0), ValueError, "a number at the lowest rate"),
+    (lambda: schedules.find(line(), points(), batch_size=0), ValueError, "`batch_size` must be"),
+    (lambda: schedules.find(line(), no_number(), verbose=0), ValueError, "`data` must be finite"),
     (lambda: schedules.find(line(), nothing(), verbose=0), ValueError, "at least one batch"),
-    (lambda: schedules.find(still(), flat(), verbose=0), ValueError, "a loss that falls"),
-    (lambda: schedules.find(silent(), points(), verbose=0), ValueError, "returns a `loss`"),
-    (lambda: schedules.find(idle(), points(), verbose=0), ValueError, "train_step uses `self.optimizer`"),
+    (lambda: schedules.find(still(), flat(), verbose=0), ValueError, "the loss must fall"),
+    (lambda: schedules.find(silent(), points(), verbose=0), ValueError, "must return a `loss`"),
+    (lambda: schedules.find(idle(), points(), verbose=0), ValueError, "train_step must use `self.optimizer`"),
     (lambda: schedules.Plateau(factor=1), ValueError, "`factor` must be"),
     (lambda: schedules.Plateau(patience=-1), ValueError, "`patience` must be"),
     (lambda: schedules.Plateau(mode="up"), ValueError, "`mode` must be"),
