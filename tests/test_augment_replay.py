@@ -122,7 +122,7 @@ def test_xla_and_single_kernels_agree(ops, fill_mode):
 def test_a_short_last_batch_is_neither_traced_nor_compiled_again(images):
     pipeline = augment.Pipeline([augment.Flip(), augment.Rotate()])
     traced = []
-    program = pipeline._program(tf.constant(images), True)
+    program = pipeline._program(tf.constant(images), True, tf.uint8)
     original = program._finish
 
     def finish(views):

@@ -2,6 +2,7 @@ import random
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -78,6 +79,19 @@ def test_shapes_are_static_where_they_can_be():
     full = data.full_batches(short, 4)
     assert full.element_spec[0].shape.as_list() == [4, 3]
     assert [len(x) for x, _ in full] == [4, 4, 4]
+
+
+def test_several_inputs_tables_and_lists_become_batches():
+    a, b = np.arange(6.0).reshape(6, 1), np.arange(6)
+    for inputs in ([a, b], (a, b)):
+        (first, second), y = next(iter(data.arrays(inputs, b, 4, shuffle=False)))
+        np.testing.assert_array_equal(first[:, 0], second)
+        np.testing.assert_array_equal(second, y)
+        (first, second), = next(iter(data.arrays(inputs, None, 4, shuffle=False)))
+        np.testing.assert_array_equal(first[:, 0], second)
+    x, y = next(iter(data.arrays(pd.DataFrame({"a": a[:, 0], "b": b}), [0, 1, 2, 3, 4, 5], 6, shuffle=False)))
+    np.testing.assert_array_equal(x, np.stack([b, b], 1))
+    assert (x.dtype, y.numpy().tolist()) == (keras.config.floatx(), [0, 1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("make", [lambda: data.arrays(np.zeros((0, 2)), None, 2),
