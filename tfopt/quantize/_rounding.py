@@ -157,11 +157,12 @@ class _Layer:
         return np.where((outputs > low) & (outputs < high), 1.0, 0.01)
 
     def _set_bias(self, rows, rounded, x_float, x, scale):
-        """Makes the mean of the layer's outputs that of the float file."""
-        if not (self._has_bias() and self.compensate):
+        """Makes the mean of the outputs that of the float file; a bias of another scale is written anew in any case."""
+        if not self._has_bias() or not (self.compensate or self.bits == 4):
             return False
         before, after = (_means(self.kind, self.op, self.kernel.shape, values, len(rows)) for values in (x_float, x))
-        wanted = self.bias + (rows * before).sum(1) - (rounded * after).sum(1)
+        correction = (rows * before).sum(1) - (rounded * after).sum(1) if self.compensate else 0.0
+        wanted = self.bias + correction
         tensor = file.tensor(self.model, self.op.inputs[2])
         if tensor.type == file.FLOAT32:
             file.set_constant(self.model, self.op.inputs[2], wanted.astype("float32"))
