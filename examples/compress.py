@@ -49,7 +49,7 @@ def main(quick=False, save="results"):
     model = trained(train, 6 if quick else 20)
     steps = {"distill": (), "shrink": (0.75,), "prune": (0.6,), "cluster": (16,), "quantize": ("int8",)}
     result = compress.run(model, data.arrays(*train, BATCH), val, test=test, max_drop=0.01, epochs=2 if quick else 6,
-                          steps=steps if quick else compress.STAGES,
+                          stages=steps if quick else compress.STAGES,
                           directory=folder / f"compress_tried{'_quick' * quick}")
     print(f"\non the 750 digits that chose:\n\n{result.tried.drop(columns=['name', 'why']).round(4).to_string()}")
     print(f"\non the 750 that did not:\n\n{result.table}\n")

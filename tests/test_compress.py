@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tfopt import compress, data, quantize
-from tfopt.compress import _record, _run, _steps
+from tfopt.compress import _record, _run, _stages
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 STAGES = {"distill": (), "shrink": (0.75, 0.02), "prune": (0.5, 0.99), "cluster": (12,),
@@ -41,7 +41,7 @@ with np.load(folder / "digits.npz") as file:
     train, val, test = [(file[part + "_x"], file[part + "_y"]) for part in ("train", "val", "test")]
 compress.run(model, train, val, test=test, directory=folder / "tried", **eval(sys.argv[3]))
 """
-OPTIONS = {"steps": STAGES, "max_drop": 0.04, "epochs": 2}
+OPTIONS = {"stages": STAGES, "max_drop": 0.04, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_ladder_is_climbed(climbed, parts):
     assert [row.name for row in result.table.rows] == [
         "original", "shrink 0.75", "prune 0.5", "12 values", "original, int8", "int8 trained"]
     kept = result.tried[result.tried.kept]
-    assert list(kept.step) == ["original", "shrink", "prune", "cluster", "quantize"]
+    assert list(kept.stage) == ["original", "shrink", "prune", "cluster", "quantize"]
     assert list(kept.epochs) == [0, 2, 4, 6, 8]
     assert (kept["drop"][1:] <= 0.04 * np.array([1, 2, 3, 4]) / 4 + 1e-9).all()
     assert set(result.tried.strength.astype(str)) >= {"0.02", "0.99"}, "the strongest were tried"
@@ -106,7 +106,7 @@ def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(climbed, model,
     assert rows["12 values"].accuracy == pytest.approx(right(result.best, parts[2]))
     assert rows["int8 trained"].accuracy == pytest.approx(right(result.lite, parts[2]))
     assert {row.examples for row in rows.values()} == {397}
-    kept = result.tried[result.tried.kept].set_index("step")
+    kept = result.tried[result.tried.kept].set_index("stage")
     assert kept.accuracy["cluster"] == pytest.approx(right(result.best, parts[1]))
     assert kept["drop"]["quantize"] == pytest.approx(right(model, parts[1]) - right(result.lite, parts[1]))
 
@@ -134,7 +134,7 @@ def test_the_test_data_choose_nothing(climbed, model, parts):
     result, _, _ = climbed
     other = parts[2][0], (parts[2][1] + 1) % 10
     steps = {**STAGES, "quantize": ("int8",)}
-    again = compress.run(model, *parts[:2], test=other, **{**OPTIONS, "steps": steps})
+    again = compress.run(model, *parts[:2], test=other, **{**OPTIONS, "stages": steps})
     same = ["name", "accuracy", "gzip", "kept", "values"]
     count = len(again.tried) - 1
     pd.testing.assert_frame_equal(again.tried[same][:count], result.tried[same][:count])
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()} == before
     pd.testing.assert_frame_equal(once_more.tried[1:], again.tried[1:])        # the original is timed anew
     with pytest.raises(ValueError, match=r"hold the same run.*differs=\['epochs'\]"):
-        compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], steps=STAGES, epochs=3)
+        compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], stages=STAGES, epochs=3)
 
 
 def test_a_spoilt_file_is_made_again(tmp_path, model):
@@ -208,7 +208,7 @@ def test_datasets_and_a_val_without_test(model, parts):
     """A Dataset does as well as arrays; half of `val` reports; what refuses is told, and what fails is left out."""
     batches = data.arrays(*parts[0], 50)
     result = compress.run(model, batches, data.arrays(*parts[1], 64, shuffle=False), epochs=1, max_drop=0,
-                          steps={"prune": (0.99,), "cluster": (6000, 5000)})
+                          stages={"prune": (0.99,), "cluster": (6000, 5000)})
     assert result.best is not model
     keras.tree.map_structure(np.testing.assert_array_equal, result.best.get_weights(), model.get_weights())
     assert result.lite is None
@@ -242,11 +242,11 @@ def test_the_halves_have_nothing_in_common():
     (0.25, 0.25), (keras.optimizers.schedules.CosineDecay(0.5, 100), 0.5),
     (keras.optimizers.schedules.CosineDecay(0., 500, warmup_target=0.125, warmup_steps=700), 0.125)])
 def test_the_highest_rate_is_found(rate, expected):
-    assert _steps.peak(keras.optimizers.SGD(rate)) == pytest.approx(expected, rel=0.02)
+    assert _stages.peak(keras.optimizers.SGD(rate)) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_users_settings_train_the_candidates(model, parts):
-    training = _steps.Training(model, _run._training_data(parts[0], 0), 1, taught=False)
+    training = _stages.Training(model, _run._training_data(parts[0], 0), 1, taught=False)
     student = keras.models.clone_model(model)
     training.fit(student, 0.1)
     assert type(student.optimizer) is keras.optimizers.Adam
@@ -261,16 +261,16 @@ def test_the_users_settings_train_the_candidates(model, parts):
 def test_the_smallest_kernels_are_left_out():
     plan = pd.DataFrame({"layer": list("abcd"), "affected": [980, 5, 10, 300],
                          "status": ["selected"] * 3 + ["skipped"]})
-    assert _steps.large(plan) == ["a"]
-    assert _steps.large(plan.assign(affected=[500, 300, 200, 9])) == ["c", "b", "a"]
+    assert _stages.large(plan) == ["a"]
+    assert _stages.large(plan.assign(affected=[500, 300, 200, 9])) == ["c", "b", "a"]
 
 
 def test_losing_zeros_or_values_is_noticed(climbed, model, parts):
     """Negative controls of the check that every candidate passes."""
     result, _, _ = climbed
     paths = [layer.name for layer in result.best.layers if hasattr(layer, "kernel")]
-    _steps.require_kept("cluster", result.best, result.best, paths, paths)
-    _steps.require_kept("quantize", result.best, quantize.convert(result.best, calibration=parts[1][0]), paths, paths)
+    _stages.require_kept("cluster", result.best, result.best, paths, paths)
+    _stages.require_kept("quantize", result.best, quantize.convert(result.best, calibration=parts[1][0]), paths, paths)
     for bias, value in ((0.01, 0.), (0., 0.02)):
         spoilt = keras.models.clone_model(result.best)
         spoilt.set_weights([w + bias + value * np.random.default_rng(0).normal(size=w.shape) * (w != 0)
@@ -278,7 +278,7 @@ def test_losing_zeros_or_values_is_noticed(climbed, model, parts):
         lost = "zeros" if bias else "shared values"
         for after in (spoilt, quantize.convert(spoilt, calibration=parts[1][0])):
             with pytest.raises(RuntimeError, match=lost):
-                _steps.require_kept("a step", result.best, after, paths if bias else [], [] if bias else paths)
+                _stages.require_kept("a step", result.best, after, paths if bias else [], [] if bias else paths)
 
 
 def untrained(**compiled):
@@ -291,11 +291,11 @@ def untrained(**compiled):
 @pytest.mark.parametrize(("change", "words"), [
     ({"model": keras.Sequential([keras.layers.Dense(3)])}, "needs a built"),
     ({"model": untrained()}, "needs a model that was compiled with a loss"),
-    ({"steps": ("prune", "shrink")}, "in this order"),
-    ({"steps": ("distill",)}, "not distill alone"),
-    ({"steps": ("melt",)}, "`steps` must be some of"),
-    ({"steps": {"prune": ()}}, "needs strengths"),
-    ({"steps": {"quantize": ("int4",)}}, "the forms of quantize"),
+    ({"stages": ("prune", "shrink")}, "in this order"),
+    ({"stages": ("distill",)}, "not distill alone"),
+    ({"stages": ("melt",)}, "`steps` must be some of"),
+    ({"stages": {"prune": ()}}, "needs strengths"),
+    ({"stages": {"quantize": ("int4",)}}, "the forms of quantize"),
     ({"max_drop": 1}, "`max_drop`"), ({"max_drop": -0.1}, "`max_drop`"), ({"epochs": 0}, "`epochs`"),
     ({"seed": -1}, "`seed`"), ({"val": np.zeros(3)}, "`val` must be"), ({"test": None}, "`test`|two examples"),
     ({"train": iter([])}, "`train` must be")])
@@ -309,7 +309,7 @@ def test_refusals(change, words):
 def test_what_cannot_be_trained_is_an_error_and_what_diverges_a_candidate_that_failed(monkeypatch):
     x, y = np.ones((40, 64), "float32"), np.arange(40) % 10
     model = untrained(optimizer="sgd", loss=LOSS)
-    given = {"test": (x, y), "epochs": 1, "steps": {"prune": (0.5,)}}
+    given = {"test": (x, y), "epochs": 1, "stages": {"prune": (0.5,)}}
     with pytest.raises(RuntimeError, match="cannot train a candidate on `train`"):
         compress.run(model, (x, np.zeros((40, 3, 2))), (x, y), **given)
     odd = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "relu")])
@@ -317,14 +317,14 @@ def test_what_cannot_be_trained_is_an_error_and_what_diverges_a_candidate_that_f
     with pytest.raises(ValueError, match=r"(?s)logits|probabilities"):
         compress.run(odd, (x, y), (x, y), test=(x, y), epochs=1)
 
-    monkeypatch.setattr(_steps.Training, "fit", diverge)
+    monkeypatch.setattr(_stages.Training, "fit", diverge)
     result = compress.run(model, (x, y), (x, y), **given)
     assert result.tried.why.iloc[1] == "the loss must stay finite. Received: loss=nan."
     assert len(result.table.rows) == 1
 
 
 def diverge(self, model, rate):
-    _steps.require(False, "the loss must stay finite", loss=np.nan, error=FloatingPointError)
+    _stages.require(False, "the loss must stay finite", loss=np.nan, error=FloatingPointError)
 
 
 def test_numbers_are_no_classes():

@@ -37,7 +37,7 @@ def fashion(folder, epochs=8, max_drop=0.004, seed=0):
     base = trained(folder / "base.keras", cnn(), train, val, 24, 1e-3, seed)
     steps = {"distill": (), "shrink": (0.875, 0.75, 0.625), "prune": (0.5, 0.6, 0.7), "cluster": (12,),
              "quantize": ("int8 trained", "int8")}
-    result = compress.run(base, data.arrays(*train, 128, seed=seed), val, test=test, max_drop=max_drop, steps=steps,
+    result = compress.run(base, data.arrays(*train, 128, seed=seed), val, test=test, max_drop=max_drop, stages=steps,
                           epochs=epochs, directory=folder / "tried", seed=seed)
     spent = int(result.tried[result.tried.kept].epochs.max())
     again = keras.models.clone_model(base)
@@ -113,7 +113,7 @@ def photographs(folder, side=32):
     model.fit(train, epochs=30, verbose=0)
     steps = {"distill": (), "shrink": (0.9, 0.75), "prune": (0.3, 0.5), "cluster": (32,),
              "quantize": ("int8 trained", "int8")}
-    finish("folder", compress.run(model, train, val, test=test, epochs=10, max_drop=0.03, steps=steps,
+    finish("folder", compress.run(model, train, val, test=test, epochs=10, max_drop=0.03, stages=steps,
                                   directory=folder / "folder_tried"), folder)
 
 

@@ -24,6 +24,8 @@ COUNT = Whole(low=2) | DictOf(Whole(low=2))
 class Clustered(Wrapped):
     """A model whose chosen kernels hold a few shared values while it trains. Made by `wrap`; undone by `strip`."""
 
+    _lookups = _kept = None                                # set by `attach`, past Keras' tracking
+
     def attach(self):
         found, zeros, lookups, kept = kernels(self, HOOK), self._recipe["preserve_sparsity"], [], []
         for index, clusters in self._recipe["kernels"]:

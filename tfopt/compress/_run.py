@@ -1,20 +1,24 @@
-"""Up the ladder: each step as strong as the accuracy allows."""
+"""Compression in stages, each as strong as the accuracy allows."""
 
+import contextlib
 import logging
 import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .. import _models, cluster, prune, quantize, report
-from .._check import require, require_number
+from .._check import EPOCHS, MODEL, PATH, SEED, Number, checked, require
 from .._keras import keras, seeded, tf
+from .._typing import Data, PathLike
 from ..data import arrays as batches_of
-from . import _steps
+from . import _stages
 from ._record import Record, fingerprint
 
-STAGES = ("distill", *_steps.STRENGTHS)
+STAGES = ("distill", *_stages.STRENGTHS)
 BATCH = 32
 RUNS = 30                                                  # timed calls of each candidate
 _log = logging.getLogger("tfopt.compress")
@@ -45,9 +49,9 @@ class Result:
     """What `run` found. Made by `run`.
 
     Attributes:
-      table: `report` table of the original, the model after each step that was kept, and the LiteRT files, on the data
+      table: `report` table of the original, the model after each stage that was kept, and the LiteRT files, on the data
         that nothing was chosen by; `table.plot(path)` draws the Pareto picture.
-      tried: pandas DataFrame, one row a candidate, on the validation data that chose among them: `step`, `strength`,
+      tried: pandas DataFrame, one row a candidate, on the validation data that chose among them: `stage`, `strength`,
         `kept`, `accuracy` with its interval `low`, `high`, `drop` and the `allowed` one, `sparsity` (share of zeros in
         the kernels), `values` (most different values in a kernel), `bytes`, `gzip`, `macs`, `latency_ms`, `epochs`
         (trained since the original), `seconds`, `why` (of a candidate that could not be made).
@@ -90,15 +94,20 @@ class Result:
 # The helper
 
 
-def run(model, train, val, *, test=None, max_drop=0.005, steps=STAGES, epochs=3, directory=None, seed=0):
-    """Makes a trained classifier smaller, step by step, as far as its accuracy allows.
+@checked(model=MODEL, max_drop=Number(low=0), epochs=EPOCHS, directory=PATH, seed=SEED)
+def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,  # noqa: PLR0913
+        max_drop: float = 0.005,
+        measure: Callable[[np.ndarray, np.ndarray], float] | None = None,
+        stages: Sequence[str] | dict[str, Sequence[Any]] = STAGES, epochs: int = 3,
+        directory: PathLike | None = None, seed: int = 0) -> Result:
+    """Compression pipeline: a trained model made smaller, stage by stage, as far as its quality allows.
 
-        drop = accuracy of the original - accuracy of the candidate, on `val`;    step i of n may use max_drop * i / n
+        drop = quality of the original - quality of the candidate, on `val`;    stage i of n may use max_drop * i / n
 
-    Each step tries a few strengths by bisection, every candidate trained anew from the last kept model, and keeps the
-    strongest whose drop is allowed; if none is, the step is left out. Training uses what `model` was compiled with, a
+    Each stage tries a few strengths by bisection, every candidate trained anew from the last kept model, and keeps the
+    strongest whose drop is allowed; if none is, the stage is left out. Training uses what `model` was compiled with, a
     fresh optimizer, and a rate that falls along a cosine from 1/3 (shrink, prune) or 1/10 (cluster, quantize) of the
-    highest the user's optimizer has. Zeros and shared values must survive every later step: that is checked, in the
+    highest the user's optimizer has. Zeros and shared values must survive every later stage: that is checked, in the
     file too. The numbers in the result's table are from `test`, which nothing was trained on or chosen by.
 
         "distill"    the original teaches all candidates (`distill.Logits`, half the loss)
@@ -117,8 +126,10 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STAGES, epochs=3,
       val: (x, y) arrays or a finite tf.data.Dataset, which chooses; it must fit in memory. Drops smaller than one over
         its number of examples cannot be seen.
       test: the same, for the final table. None takes a random half of `val` away for it.
-      max_drop: accuracy that may be lost, as a share: 0 <= max_drop < 1.
-      steps: names of the above in this order; or {name: strengths, from the weakest to the strongest}.
+      max_drop: accuracy that may be lost, as a share, >= 0; of other tasks the share by which the loss may rise.
+      measure: `(y, predictions) -> quality`, arrays in, higher is better, which `max_drop` is then measured in. None is
+        the accuracy of classes; of other tasks 1 - loss / loss of the original, with the compiled loss.
+      stages: names of the above in this order; or {name: strengths, from the weakest to the strongest}.
       epochs: of each candidate's training, >= 1.
       directory: where candidates are kept, as numbers and JSON. The same call with the same directory goes on where
         the last was stopped. None keeps nothing.
@@ -128,17 +139,16 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STAGES, epochs=3,
       A `Result`.
 
     Raises:
-      ValueError: the model is not as above or not compiled, the data do not fit it or are no classes, its outputs are
-        none that "distill" can teach, a number is out of range, or `directory` holds another run.
+      ValueError: the model is not as above or not compiled, the data do not fit it, a number is out of range, or
+        `directory` holds another run. A candidate that fails is a line in `tried`, with its reason.
       TypeError: not a Keras 3 model.
-      RuntimeError: Keras cannot train on `train`; a step lost zeros or shared values.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
       >>> y = (x[:, 0] > 0).astype("int32")
       >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(2)])
       >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-      >>> result = run(model, (x, y), (x, y), steps={"prune": (0.5,)}, max_drop=0.5, epochs=1)
+      >>> result = run(model, (x, y), (x, y), stages={"prune": (0.5,)}, max_drop=0.5, epochs=1)
       >>> [row.name for row in result.table.rows]
       ['original', 'prune 0.5']
 
@@ -149,34 +159,33 @@ def run(model, train, val, *, test=None, max_drop=0.005, steps=STAGES, epochs=3,
     require(len(graph.outputs) == 1, "compress.run needs a model with one output", outputs=len(graph.outputs))
     require(model.compiled and model.loss is not None, "compress.run needs a model that was compiled with a loss",
             model=model.name, do="Call model.compile(optimizer, loss): the candidates are trained with it.")
-    require_number("max_drop", max_drop, low=0, below=1)
-    require_number("epochs", epochs, low=1, integer=True)
-    require_number("seed", seed, low=0, integer=True)
-    ladder = _strengths(steps)
+    chosen = _strengths(stages)
     with seeded(seed):
         val = _gathered(val, "val")
         val, test = _halves(val, seed) if test is None else (val, _gathered(test, "test"))
         data = _training_data(train, seed)
-        training = _steps.Training(model, data, int(epochs), "distill" in ladder)
+        training = _stages.Training(model, data, int(epochs), "distill" in chosen)
         settings = {"weights": fingerprint(model.get_weights()), "val": fingerprint(keras.tree.flatten(val)),
                     "train": (fingerprint(keras.tree.flatten(train)) if isinstance(train, tuple | list)
                               else [str(train.element_spec), training.steps]),
                     "optimizer": f"{type(training.optimizer).__name__}, peak {training.peak:g}", "epochs": int(epochs),
-                    "seed": int(seed), "distill": "distill" in ladder}
-        climb = _Climb(_steps.start(model, seed), training, val, Record(directory, settings), seed)
-        work = [(step, strengths) for step, strengths in ladder.items() if step != "distill"]
-        for number, (step, strengths) in enumerate(work, 1):
-            climb.take(step, strengths, max_drop * number / len(work))
-        if climb.lite is not None:
-            form = climb.lite_name.split()[0]
-            climb.shown[f"original, {form}"] = quantize.convert(model, form, calibration=training.sample)
-            climb.shown[climb.lite_name] = climb.lite
-        table = report.compare(climb.shown, test, title=f"{model.name}, at most {100 * max_drop:g} points lost")
-    return Result(table, pd.DataFrame(climb.rows), climb.best, climb.lite)
+                    "seed": int(seed), "distill": "distill" in chosen}
+        search = _Search(_stages.start(model, seed), training, val, Record(directory, settings), seed,
+                         measure or _quality(model, val))
+        work = [(stage, strengths) for stage, strengths in chosen.items() if stage != "distill"]
+        for number, (stage, strengths) in enumerate(work, 1):
+            search.take(stage, strengths, max_drop * number / len(work))
+        if search.lite is not None:
+            form = search.lite_name.split()[0]
+            with contextlib.suppress(Exception):           # a row of the table, not worth what was made so far
+                search.shown[f"original, {form}"] = quantize.convert(model, form, calibration=training.sample)
+            search.shown[search.lite_name] = search.lite
+        table = report.compare(search.shown, test, title=f"{model.name}, at most {100 * max_drop:g} points lost")
+    return Result(table, pd.DataFrame(search.rows), search.best, search.lite)
 
 
-class _Climb:
-    """Where on the ladder one is.
+class _Search:
+    """The state of a run.
 
     Attributes:
       best, lite: the last kept model and file.
@@ -184,62 +193,61 @@ class _Climb:
       rows: of `Result.tried`.
     """
 
-    def __init__(self, model, training, val, record, seed):
-        self.training, self.val, self.record, self.seed = training, val, record, seed
+    def __init__(self, model, training, val, record, seed, measure):
+        self.training, self.val, self.record, self.seed, self.measure = training, val, record, seed, measure
         self.best, self.lite, self.lite_name, self.shown = model, None, None, {"original": model}
         self.name, self.epochs, self.zeros, self.values = "original", 0, [], []
         row = report.measure(model, val, runs=RUNS)
-        require(row.accuracy is not None, "compress.run needs labels that are classes", labels=str(val[1].dtype),
-                do="Use shrink, prune, cluster and quantize by themselves for other tasks.")
-        self.accuracy = row.accuracy
-        self.rows = [{**self._facts(model, row), "step": "original", "strength": None, "kept": True, "epochs": 0}]
+        self.quality = self._quality_of(model, row)
+        require(np.isfinite(self.quality), "the quality of the model on `val` must be a finite number",
+                quality=self.quality)
+        self.rows = [{**self._facts(model, row), "stage": "original", "strength": None, "kept": True, "epochs": 0}]
 
-    def take(self, step, strengths, allowed):
-        """Tries a step, and moves on to the strongest candidate whose drop is allowed."""
+    def take(self, stage, strengths, allowed):
+        """Tries a stage, and moves on to the strongest candidate whose drop is allowed."""
         found = {}
 
         def passes(index):
-            row, model = self._try(step, strengths[index], allowed)
+            row, model = self._try(stage, strengths[index], allowed)
             self.rows.append({**row, "allowed": allowed, "kept": False})
             if model is not None:
                 found[index] = model, self.rows[-1]
-            return model is not None or (step == "cluster" and bool(row["why"]))     # too few weights for so many
+            return model is not None or (stage == "cluster" and bool(row["why"]))     # too few weights for so many
 
-        if step == "quantize":                             # only one of its forms costs any training
+        if stage == "quantize":                             # only one of its forms costs any training
             any(passes(index) for index in reversed(range(len(strengths))))
         else:
             bisect(len(strengths), passes)
         if found:
             chosen = max(found)
-            self._keep(step, strengths[chosen], *found[chosen])
+            self._keep(stage, strengths[chosen], *found[chosen])
 
-    def _keep(self, step, strength, model, row):
-        row["kept"], name = True, _label(step, strength)
-        if step == "quantize":
+    def _keep(self, stage, strength, model, row):
+        row["kept"], name = True, _label(stage, strength)
+        if stage == "quantize":
             self.lite, self.lite_name = model, name
             return
-        if step == "prune":
-            self.zeros = _steps.large(prune.plan(self.best))
-        if step == "cluster":
-            self.values = _steps.large(cluster.plan(self.best, strength, preserve_sparsity=bool(self.zeros)))
+        if stage == "prune":
+            self.zeros = _stages.large(prune.plan(self.best))
+        if stage == "cluster":
+            self.values = _stages.large(cluster.plan(self.best, strength, preserve_sparsity=bool(self.zeros)))
         self.best, self.name, self.epochs = model, f"{self.name} > {name}", row["epochs"]
         self.shown[name] = model
 
-    def _try(self, step, strength, allowed):
+    def _try(self, stage, strength, allowed):
         """(row, model), or (row, None) if the candidate is not good enough or cannot be made."""
-        name = f"{self.name} > {_label(step, strength)}"
+        name = f"{self.name} > {_label(stage, strength)}"
         row = self.record.rows.get(name)
         if row is not None:
             good = row["drop"] is not None and row["drop"] <= allowed + 1e-9
-            model = self._restore(step, strength, name) if good else None
+            model = self._restore(stage, strength, name) if good else None
             if model is not None or not good:
                 return row, model
         start = time.perf_counter()
-        model, why = self._made(step, strength)
-        row = {"name": name, "step": step, "strength": strength, "why": why, "drop": None}
+        model, why = self._made(stage, strength)
+        row = {"name": name, "stage": stage, "strength": strength, "why": why, "drop": None}
         if model is not None:
-            _steps.require_kept(step, self.best, model, self.zeros, self.values)
-            epochs = self.epochs + self.training.epochs * (step != "quantize" or strength == "int8 trained")
+            epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength == "int8 trained")
             row |= self._facts(model, report.measure(model, self.val, runs=RUNS)) | {"epochs": epochs}
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
@@ -248,22 +256,32 @@ class _Climb:
                                          f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
         return row, model if good else None
 
-    def _made(self, step, strength):
-        """(candidate, ""), or (None, why the step refused)."""
+    def _made(self, stage, strength):
+        """(candidate, ""), or (None, why the stage refused)."""
         both = {(True, True): "both", (True, False): "sparsity", (False, True): "clusters", (False, False): None}
-        make = {"shrink": _steps.shrunk, "prune": _steps.pruned,
-                "cluster": lambda *given: _steps.clustered(*given, zeros=bool(self.zeros)),
-                "quantize": lambda *given: _steps.quantized(*given, both[bool(self.zeros), bool(self.values)])}
+        make = {"shrink": _stages.shrunk, "prune": _stages.pruned,
+                "cluster": lambda *given: _stages.clustered(*given, zeros=bool(self.zeros)),
+                "quantize": lambda *given: _stages.quantized(*given, both[bool(self.zeros), bool(self.values)])}
         with seeded(self.seed):
             try:
-                return make[step](self.best, strength, self.training), ""
-            except (ValueError, FloatingPointError) as error:
-                return None, str(error)
+                model = make[stage](self.best, strength, self.training)
+                _stages.require_kept(stage, self.best, model, self.zeros, self.values)
+                return model, ""
+            except Exception as error:                     # whatever it is, what was made so far goes on
+                return None, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
-    def _restore(self, step, strength, name):
-        if step == "quantize":
+    def _quality_of(self, model, row):
+        """Of a model or a file, higher is better."""
+        if self.measure is None:
+            return row.accuracy
+        x, y = self.val
+        outputs = model.predict(x) if isinstance(model, quantize.LiteModel) else model.predict(x, verbose=0)
+        return float(self.measure(np.asarray(y), np.asarray(outputs)))
+
+    def _restore(self, stage, strength, name):
+        if stage == "quantize":
             return self.record.restore(name)
-        return self.record.restore(name, lambda: _steps.structure(step, strength, self.best))
+        return self.record.restore(name, lambda: _stages.structure(stage, strength, self.best))
 
     def _facts(self, model, row):
         if isinstance(model, quantize.LiteModel):
@@ -271,28 +289,38 @@ class _Climb:
         else:
             kernels = [np.asarray(w) for w in model.weights if len(w.shape) > 1]
         size = sum(kernel.size for kernel in kernels)
-        return {"accuracy": row.accuracy, "low": row.low, "high": row.high, "drop": self.accuracy - row.accuracy,
+        return {"accuracy": row.accuracy, "low": row.low, "high": row.high,
+                "drop": self.quality - self._quality_of(model, row),
                 "sparsity": sum(int((kernel == 0).sum()) for kernel in kernels) / max(size, 1),
                 "values": max((len(np.unique(kernel)) for kernel in kernels), default=0),
                 "bytes": row.bytes, "gzip": row.gzip, "macs": row.macs, "latency_ms": row.latency_ms}
 
 
-def _label(step, strength):
-    return {"cluster": f"{strength} values", "quantize": strength}.get(step, f"{step} {strength}")
+def _quality(model, val):
+    """The `measure` where labels are no classes, from the compiled loss; None for the accuracy of classes."""
+    if report.measure(model, val, runs=1).accuracy is not None:
+        return None
+    loss = keras.losses.get(model.loss)
+    own = float(np.mean(loss(val[1], model.predict(val[0], verbose=0))))
+    return lambda y, outputs: 1 - float(np.mean(loss(y, outputs))) / own
 
 
-def _strengths(steps):
-    """{step: strengths} of whatever `steps` may be."""
-    ladder = dict(steps) if isinstance(steps, dict) else {step: _steps.STRENGTHS.get(step, ()) for step in steps}
-    known = [step for step in STAGES if step in ladder]
-    require(list(ladder) == known and len(ladder) == len(list(steps)) and set(known) - {"distill"},
-            f"`steps` must be some of {', '.join(STAGES)}, in this order, and not distill alone", steps=list(steps))
-    empty = [step for step, strengths in ladder.items() if step != "distill" and not len(strengths)]
-    require(not empty, "each of the `steps` needs strengths to try", without=empty,
+def _label(stage, strength):
+    return {"cluster": f"{strength} values", "quantize": strength}.get(stage, f"{stage} {strength}")
+
+
+def _strengths(stages):
+    """{stage: strengths} of whatever `stages` may be."""
+    chosen = dict(stages) if isinstance(stages, dict) else {stage: _stages.STRENGTHS.get(stage, ()) for stage in stages}
+    known = [stage for stage in STAGES if stage in chosen]
+    require(list(chosen) == known and len(chosen) == len(list(stages)) and set(known) - {"distill"},
+            f"`stages` must be some of {', '.join(STAGES)}, in this order, and not distill alone", stages=list(stages))
+    empty = [stage for stage, strengths in chosen.items() if stage != "distill" and not len(strengths)]
+    require(not empty, "each of the `stages` needs strengths to try", without=empty,
             do='Pass e.g. {"prune": (0.5, 0.8), "quantize": ("int8",)}.')
-    forms = [form for form in ladder.get("quantize", ()) if form not in _steps.STRENGTHS["quantize"]]
-    require(not forms, f"the forms of quantize are {', '.join(_steps.STRENGTHS['quantize'])}", unknown=forms)
-    return ladder
+    forms = [form for form in chosen.get("quantize", ()) if form not in _stages.STRENGTHS["quantize"]]
+    require(not forms, f"the forms of quantize are {', '.join(_stages.STRENGTHS['quantize'])}", unknown=forms)
+    return chosen
 
 
 def _gathered(data, name):

@@ -30,6 +30,8 @@ PAIR = Rule("two whole numbers >= 1", lambda pair: isinstance(pair, tuple | list
 class Pruned(Wrapped):
     """A model whose chosen kernels lose their smallest weights while it trains. Made by `wrap`; undone by `strip`."""
 
+    _pruned = None                                         # set by `attach`, past Keras' tracking
+
     def attach(self):
         schedule = {key: value for key, value in self._recipe.items() if key != "kernels"}
         found = kernels(self, HOOK)

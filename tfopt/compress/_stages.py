@@ -35,15 +35,16 @@ class Training:
         self.steps = int(data().cardinality()) * epochs
         self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self.arguments = {name: value for name, value in compile_arguments(model).items() if name != "optimizer"}
-        self.peak = peak(self.optimizer)
+        self.peak = max(map(peak, _inside(self.optimizer)))
         self.sample = _first_inputs(data(), 256)
         if taught:
             teach(model, _models.copy(model))              # refuses now what it cannot teach
 
     def fit(self, model, rate):
         """Trains `model` in place; the rate falls along a cosine from `rate` times the user's highest to zero."""
-        schedule = schedules.CosineDecay(self.peak * rate, self.steps)
-        optimizer = type(self.optimizer).from_config({**self.optimizer.get_config(), "learning_rate": schedule})
+        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
+        for new, old in zip(_inside(optimizer), _inside(self.optimizer), strict=True):
+            new.learning_rate = schedules.CosineDecay(peak(old) * rate, self.steps)
         learner = model if self.teacher is None else teach(self.teacher, model)
         learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
         try:
@@ -55,6 +56,11 @@ class Training:
 
 def teach(teacher, student):
     return distill.Distiller(teacher, student, distill.Logits(temperature=4.0))
+
+
+def _inside(optimizer):
+    """The optimizers inside a MultiOptimizer; any other alone."""
+    return getattr(optimizer, "optimizers", [optimizer])
 
 
 def peak(optimizer):
