@@ -11,7 +11,7 @@ import tensorflow as tf
 from sklearn.datasets import load_iris
 
 from tfopt import tune
-from tfopt.tune import _figures, _oracles, _study, _trial
+from tfopt.tune import _figures, _folds, _oracles, _study
 from tfopt.tune._study import Trial
 
 ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
@@ -79,7 +79,7 @@ def test_a_trial_is_what_its_seed_makes_it(tmp_path):
 
     found = run(tmp_path, max_trials=2, epochs=3)
     for number, row in found.frame.iterrows():
-        seed = _oracles.derived(0, "trial", number) % 2**32
+        seed = _oracles.derived(0, "trial", number) % 2**31
         keras.utils.set_random_seed(seed)
         model = build(_oracles.space_from([], {"units": int(row.units), "rate": row.rate}))
         losses = model.fit(data.arrays(*TRAIN, 25, seed=seed), validation_data=VAL, epochs=3, verbose=0, shuffle=False,
@@ -89,6 +89,7 @@ def test_a_trial_is_what_its_seed_makes_it(tmp_path):
 
 
 def test_the_randomness_and_the_names_of_the_user_are_left_alone(tmp_path):
+    keras.layers.Dense(1)                                            # from now on such names have a number
     keras.utils.set_random_seed(7)
     expected = np.random.random(), float(tf.random.uniform(())), keras.layers.Dense(1).name
     keras.utils.set_random_seed(7)
@@ -106,7 +107,7 @@ def test_more_trials_later_are_those_of_one_long_search(tmp_path):
 
 
 def test_only_the_best_stay_on_the_disk(tmp_path):
-    found = run(tmp_path, Quick(), max_trials=5, keep=2)
+    found = run(tmp_path, Quick(), max_trials=5, keep_weights=2)
     kept = {int(path.parent.name) for path in tmp_path.rglob("*.weights.h5")}
     assert kept == set(found.frame.val_loss.nsmallest(2).index)
     assert not list(tmp_path.rglob("resume"))
@@ -120,7 +121,7 @@ def test_damaged_weights_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="the weights of a trial must be as they were written"):
+    with pytest.raises(ValueError, match=r"trained\.weights\.h5 .* is not as it was written"):
         found.best()
 
 
@@ -151,7 +152,7 @@ def test_a_score_that_is_not_finite_fails_the_trial(tmp_path, value):
 def test_a_search_of_failures_raises_the_first_error(tmp_path):
     def broken(hp):
         hp.Int("units", 1, 9)
-        if len(list((tmp_path / "trials").glob("*"))):
+        if '"start"' in (tmp_path / "record.jsonl").read_text():
             raise ZeroDivisionError("the first of all")
         return build(hp)
 
@@ -216,30 +217,81 @@ def test_epochs_batch_and_data_may_depend_on_the_parameters(tmp_path):
     assert not math.isnan(found.frame.scale[0])
 
 
-@pytest.mark.slow
-def test_a_hypermodel_of_keras_tuner_works_as_it_is(tmp_path):
-    class Hyper(keras_tuner.HyperModel):
-        def build(self, hp):
-            return build(hp)
+class Hyper(keras_tuner.HyperModel):
+    def build(self, hp):
+        return build(hp)
 
+
+def test_a_hypermodel_that_passes_everything_on_is_scored_by_its_epochs(tmp_path):
+    class Passes(Hyper):
         def fit(self, hp, model, *args, **kwargs):
             return model.fit(*args, **{**kwargs, "epochs": hp.Int("rounds", 1, 3)})
 
-    class Own(Hyper):
-        def fit(self, hp, model, train, **kwargs):
-            return {"val_loss": float(hp.values["units"])}
-
-    found = run(tmp_path / "a", Hyper(), epochs=99, max_trials=2)
+    found = run(tmp_path, Passes(), epochs=99, max_trials=2)
     assert (found.frame.status == "completed").all()
     assert (found.frame.epoch < found.frame.rounds).all()
-    found = run(tmp_path / "b", Own())
-    assert (found.frame.val_loss == found.frame.units).all()
 
+
+@pytest.mark.parametrize("returned", ["number", "dict", "own name", "after callbacks"])
+def test_what_a_hypermodel_returns_is_its_score(tmp_path, returned):
+    """Another trial wins than the epochs' logs would choose, and its weights are those that were scored."""
+    objective = ("money", "min") if returned == "own name" else "val_loss"
+
+    class Own(Hyper):
+        def fit(self, hp, model, *args, **kwargs):
+            if returned == "after callbacks":
+                model.fit(*args, **kwargs)
+            for variable in model.weights:
+                variable.assign(keras.ops.full(variable.shape, float(hp.values["units"])))
+            score = float(hp.values["units"])
+            return {"number": score, "dict": {"val_loss": score}, "own name": {"money": score}}.get(returned, score)
+
+    found = run(tmp_path, Own(), objective=objective, epochs=2)
+    name = objective[0] if returned == "own name" else objective
+    assert (found.frame[name] == found.frame.units).all()
+    assert (found.best().layers[0].get_weights()[0] == found.frame.units.min()).all()
+
+
+def test_a_loop_of_ones_own_may_call_the_callbacks(tmp_path):
+    class Loop(Hyper):
+        def fit(self, hp, model, train, validation_data=None, callbacks=(), **kwargs):
+            for callback in callbacks:
+                callback.set_model(model)
+            for epoch in range(2):
+                for x, y in train:
+                    model.train_on_batch(x, y)
+                logs = {"val_loss": model.evaluate(*validation_data, verbose=0)[0]}
+                for callback in callbacks:
+                    callback.on_epoch_end(epoch, logs)
+
+    class Listed(Loop):
+        def fit(self, hp, model, train, callbacks=(), **kwargs):
+            listed = keras.callbacks.CallbackList(callbacks, model=model)
+            listed.on_train_begin()
+            super().fit(hp, model, train, callbacks=[listed], **kwargs)
+            listed.on_train_end()
+
+    for name, kind in (("loop", Loop), ("list", Listed)):
+        found = run(tmp_path / name, kind(), max_trials=1)
+        assert found.frame.status.tolist() == ["completed"], found.frame.message.tolist()
+        assert found.best().evaluate(*VAL, verbose=0)[0] == pytest.approx(found.frame.val_loss[0], rel=1e-5)
+
+
+def test_a_hypermodel_that_returns_nothing_is_told_so(tmp_path):
+    class Nothing(Hyper):
+        def fit(self, hp, model, train, **kwargs):
+            pass
+
+    with pytest.raises(RuntimeError, match=r"HyperModel\.fit must return the objective"):
+        run(tmp_path, Nothing(), max_trials=1)
+
+
+def test_a_history_without_callbacks_is_that_of_the_last_epoch(tmp_path):
     class Forgetful(Hyper):
         def fit(self, hp, model, train, **kwargs):
             return model.fit(train, epochs=2, verbose=0, validation_data=VAL)
 
-    assert (run(tmp_path / "c", Forgetful(), max_trials=1).frame.status == "completed").all()
+    assert (run(tmp_path, Forgetful(), max_trials=1).frame.status == "completed").all()
 
 
 def test_conditions_are_found_and_drawn(tmp_path):
@@ -268,20 +320,20 @@ def test_folds_give_mean_and_spread_of_real_models(tmp_path):
     row = found.frame.loc[found.frame.val_loss.idxmin()]
     models = found.best()
     scores = [model.evaluate(TRAIN[0][outside], TRAIN[1][outside], verbose=0, return_dict=True)["loss"]
-              for model, (_, outside) in zip(models, _trial.split(TRAIN[1], 3, 0), strict=True)]
+              for model, (_, outside) in zip(models, _folds.split(TRAIN[1], 3, 0), strict=True)]
     assert row.val_loss == pytest.approx(np.mean(scores), rel=1e-5)
     assert row["val_loss ±"] == pytest.approx(np.std(scores, ddof=1), rel=1e-5)
 
 
 def test_folds_share_nothing_and_hold_every_class():
     y = np.repeat([0, 1, 2], [30, 20, 7])
-    parts = _trial.split(y, 4, seed=3)
+    parts = _folds.split(y, 4, seed=3)
     assert sorted(np.concatenate([outside for _, outside in parts])) == list(range(57))
     for inside, outside in parts:
         assert not set(inside) & set(outside)
         assert len(inside) + len(outside) == 57
         assert np.all(np.abs(np.bincount(y[outside], minlength=3) - np.array([7.5, 5, 1.75])) < 1)
-    assert any((a != b).any() for (_, a), (_, b) in zip(parts, _trial.split(y, 4, seed=4), strict=True)
+    assert any((a != b).any() for (_, a), (_, b) in zip(parts, _folds.split(y, 4, seed=4), strict=True)
                if len(a) == len(b))
 
 
@@ -299,12 +351,12 @@ def test_a_bad_trial_is_stopped_after_two_folds(tmp_path):
 
 
 def test_what_a_bad_fold_is():
-    assert _trial.is_bad([.1, .2], [.5, .3], "max")
-    assert not _trial.is_bad([.1, .4], [.5, .3], "max")
-    assert not _trial.is_bad([.1], [.5, .3], "max")
-    assert not _trial.is_bad([.1, .2], [], "max")
-    assert _trial.is_bad([.9, .8], [.5, .3], "min")
-    assert not _trial.is_bad([.9, .4], [.5, .3], "min")
+    assert _folds.is_bad([.1, .2], [.5, .3], "max")
+    assert not _folds.is_bad([.1, .4], [.5, .3], "max")
+    assert not _folds.is_bad([.1], [.5, .3], "max")
+    assert not _folds.is_bad([.1, .2], [], "max")
+    assert _folds.is_bad([.9, .8], [.5, .3], "min")
+    assert not _folds.is_bad([.9, .4], [.5, .3], "min")
 
 
 def test_cross_validate_is_a_loop_over_folds():
@@ -315,8 +367,8 @@ def test_cross_validate_is_a_loop_over_folds():
 
     table = tune.cross_validate(fixed, *TRAIN, folds=3, epochs=2, batch_size=25, seed=1)
     assert list(table.columns) == ["accuracy", "loss"]
-    for fold, (inside, outside) in enumerate(_trial.split(TRAIN[1], 3, 1)):
-        seed = _oracles.derived(1, "fold", fold) % 2**32
+    for fold, (inside, outside) in enumerate(_folds.split(TRAIN[1], 3, 1)):
+        seed = _oracles.derived(1, "fold", fold) % 2**31
         keras.utils.set_random_seed(seed)
         model = fixed()
         model.fit(data.arrays(TRAIN[0][inside], TRAIN[1][inside], 25, seed=seed), epochs=2, verbose=0, shuffle=False)
@@ -368,7 +420,7 @@ def test_the_picture_shows_every_trial(tmp_path):
     assert [axes.get_title(loc="left") for axes in figure.axes][:2] == ["history", "importance"]
     assert len(figure.axes[0].collections[0].get_offsets()) == 4
     assert len(figure.axes[-1].collections[0].get_segments()) == 4
-    with pytest.raises(ValueError, match="a picture needs a completed trial"):
+    with pytest.raises(ValueError, match="needs a completed trial"):
         search(tmp_path / "none").plot()
 
 
@@ -412,7 +464,7 @@ def test_spaces_make_what_they_promise():
     ({"objective": []}, "a search needs an objective"),
     ({"max_trials": 0}, "`max_trials` must be a whole number >= 1"),
     ({"seed": -1}, "`seed` must be a whole number >= 0"),
-    ({"keep": 0}, "`keep` must be a whole number >= 1"),
+    ({"keep_weights": 0}, "`keep_weights` must be a whole number >= 1"),
     ({"folds": 1}, "`folds` must be a whole number >= 2"),
     ({"limits": {"flops": 3}}, "`limits` knows params, macs"),
     ({"limits": {"params": 0}}, "must be a number > 0"),

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import random
+import stat
 
 import keras_tuner
 import numpy as np
@@ -34,8 +35,8 @@ def identity(algorithm="random", **given):
 
 
 def open_study(folder, algorithm="random", trials=12, objectives=None, **given):
-    return Study(folder, identity(algorithm, **given), objectives or {"score": "max"}, max_trials=trials, keep=2,
-                 space=few if algorithm == "bayesian" else space)
+    return Study(folder, identity(algorithm, **given), objectives or {"score": "max"}, max_trials=trials,
+                 keep_weights=2, space=few if algorithm == "bayesian" else space)
 
 
 def few():
@@ -156,7 +157,7 @@ def test_the_grid_is_the_whole_grid(tmp_path):
         hp.Boolean("c")
         return _oracles.space_from(_oracles.space_config(hp))
 
-    study = Study(tmp_path, identity("grid"), {"score": "max"}, max_trials=99, keep=1, space=small)
+    study = Study(tmp_path, identity("grid"), {"score": "max"}, max_trials=99, keep_weights=1, space=small)
     seen = []
     while (trial := study.next()) is not None:
         seen.append(tuple(sorted(trial.values.items())))
@@ -173,7 +174,8 @@ def test_an_exhausted_space_ends_a_random_search(tmp_path):
         return _oracles.space_from(_oracles.space_config(hp))
 
     for algorithm in ("random", "tpe", "bayesian"):
-        study = Study(tmp_path / algorithm, identity(algorithm), {"score": "max"}, max_trials=50, keep=1, space=small)
+        study = Study(tmp_path / algorithm, identity(algorithm), {"score": "max"}, max_trials=50,
+                      keep_weights=1, space=small)
         seen = []
         while (trial := study.next()) is not None:
             seen.append(trial.values["a"])
@@ -186,7 +188,7 @@ def test_an_exhausted_space_ends_a_random_search(tmp_path):
 def test_tpe_finds_more_than_chance(tmp_path):
     def best(kind, seed):
         found = go_on(Study(tmp_path / f"{kind}{seed}", identity(kind, seed=seed), {"score": "max"}, max_trials=40,
-                            keep=1, space=space))
+                            keep_weights=1, space=space))
         return max(scores.get("score", -math.inf) for *_, scores in found)
 
     assert np.mean([best("tpe", seed) for seed in range(3)]) > np.mean([best("random", seed) for seed in range(3)])
@@ -242,12 +244,12 @@ class Clock:
 @pytest.fixture
 def chief(tmp_path):
     study = open_study(tmp_path, trials=3)
-    yield _service.Chief(study, lease=10, clock=Clock())
+    yield _service.Chief(study, "secret", lease=10, clock=Clock())
     study.record.close()
 
 
 def call(chief, what, worker, **given):
-    request = {"what": what, "worker": worker, "study": 0, **given}
+    request = {"what": what, "worker": worker, "study": 0, "token": "secret", **given}
     return json.loads(chief.answer(json.dumps(request).encode()))
 
 
@@ -318,9 +320,59 @@ def test_a_chief_without_workers_ends(chief):
         chief.over()
 
 
-def test_a_worker_of_another_search_is_refused(chief):
-    answer = json.loads(chief.answer(json.dumps({"what": "ask", "worker": "a", "study": 5}).encode()))
-    assert "another seed" in answer["refused"]
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"study": 5}, "another seed"), ({"token": "guess"}, "the token"), ({"token": None}, "the token"),
+    ({"token": ""}, "the token"), ({"what": "drop"}, "no method 'drop'"), ({"what": "answer"}, "no method 'answer'"),
+    ({"what": "__init__"}, "no method"), ({"what": ["ask"]}, "no method"), ({"more": 1}, "no method"),
+    ({"worker": 7}, "a worker's name"), ({"worker": "x" * 300}, "a worker's name"),
+    ({"what": "beat"}, "no method"), ({"what": "beat", "number": 99}, "no trial 99"),
+    ({"what": "beat", "number": True}, "no trial True"), ({"what": "beat", "number": "0"}, "no trial '0'"),
+    ({"what": "tell", "number": 0, "result": 5}, "other fields"),
+    ({"what": "tell", "number": 0, "result": {"status": "completed", "owner": "me"}}, "other fields"),
+    ({"what": "tell", "number": 0, "result": {"status": "won"}}, "a status is one of"),
+    ({"what": "tell", "number": 0, "result": {"status": "completed", "scores": {}}}, "scores are those of score"),
+    ({"what": "tell", "number": 0, "result": {"status": "completed", "scores": {"score": "9"}}}, "scores are numbers"),
+    ({"what": "tell", "number": 0, "result": {"status": "failed", "space": [{"class_name": "os"}]}}, "a space is"),
+    ({"what": "halt", "reason": 1}, "a reason"),
+], ids=str)
+def test_a_bad_call_is_refused_and_changes_nothing(chief, change, reason):
+    job = call(chief, "ask", "a")["job"]
+    assert reason in call(chief, **{"what": "ask", "worker": "stranger", **change})["refused"]
+    assert chief.error is None
+    assert list(chief.seen) == ["a"]
+    finish(chief, "a", job)
+    assert chief.study.trials[0].status == "completed"
+
+
+@pytest.mark.parametrize("request_", [b"", b"\xff\xfe", b"[]", b"3", b"{}", b"null", b"[" * 100_000,
+                                      b'{"token": NaN, "study": 0, "what": "ask", "worker": "a"}'])
+def test_noise_is_refused(chief, request_):
+    assert "a call is a JSON object" in json.loads(chief.answer(request_))["refused"]
+    assert chief.error is None
+
+
+def test_a_worker_without_room_stops_the_search(chief):
+    call(chief, "ask", "a")
+    call(chief, "halt", "a", reason="the disk is full")
+    assert "the disk is full" in call(chief, "ask", "b")["refused"]
+    with pytest.raises(OSError, match="a: the disk is full"):
+        _service.wait_for_workers(chief)
+    assert chief.study.trials[0].status == "running"
+
+
+def test_the_token_is_for_its_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv(_service.TOKEN, raising=False)
+    assert _service.token_in(tmp_path) == ""
+    with _service.token_file(tmp_path) as token:
+        assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+        assert _service.token_in(tmp_path) == token
+        assert len(token) >= 32
+    assert not (tmp_path / "token").exists()
+    with _service.token_file(tmp_path) as other:
+        assert other != token
+    monkeypatch.setenv(_service.TOKEN, "given")
+    with _service.token_file(tmp_path) as given:
+        assert given == _service.token_in("nowhere") == "given"
 
 
 def test_a_worker_stops_by_itself_when_the_chief_is_gone():
@@ -330,7 +382,7 @@ def test_a_worker_stops_by_itself_when_the_chief_is_gone():
         def call(self, *_, **__):
             raise ConnectionError
 
-    heart = _service.Heart(Gone(), 0, lease=10, clock=clock)
+    heart = _service.Heartbeat(Gone(), 0, lease=10, clock=clock)
     clock.now = 9
     heart.beat()
     heart.check()
@@ -339,28 +391,33 @@ def test_a_worker_stops_by_itself_when_the_chief_is_gone():
         heart.check()
 
 
-def test_the_line_carries_calls(tmp_path):
-    study = open_study(tmp_path, trials=2)
-    chief = _service.Chief(study)
+def test_workers_and_strangers_call_a_chief(tmp_path):
+    study, tokens = open_study(tmp_path, trials=2), iter(["of an earlier chief"])
+    chief = _service.Chief(study, "secret")
     with _service.serving(chief, "127.0.0.1:0") as port:
-        client = _service.Client(f"127.0.0.1:{port}", "a", 0)
+        address = f"127.0.0.1:{port}"
+        with pytest.raises(ConnectionError, match="another seed"):
+            _service.Client(address, "b", 1, lambda: "secret").call("ask", timeout=10)
+        with pytest.raises(ConnectionError, match="the token is not the one this chief made"):
+            _service.Client(address, "c", 0, lambda: "guess").call("ask", timeout=10)
+        client = _service.Client(address, "a", 0, lambda: next(tokens, "secret"))
         _service.work(client, lambda job, alive: score(job["values"]))
-        with pytest.raises(ValueError, match="a worker must belong to its chief's study"):
-            _service.Client(f"127.0.0.1:{port}", "b", 1).call("ask", timeout=10)
-        with pytest.raises(RuntimeError, match="free port"), _service.serving(chief, f"127.0.0.1:{port}"):
+        with pytest.raises(RuntimeError, match="free port"), _service.serving(chief, address):
             pass
     study.record.close()
     assert [trial.status for trial in study.trials.values()] == ["completed"] * 2
 
 
-@pytest.mark.parametrize("missing", ["KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"])
+@pytest.mark.parametrize("missing", ["KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_PORT"])
 def test_half_an_environment_is_refused(monkeypatch, missing):
-    for name, value in (("KERASTUNER_TUNER_ID", "chief"), ("KERASTUNER_ORACLE_IP", "127.0.0.1"),
+    for name, value in (("KERASTUNER_TUNER_ID", "chief"), ("KERASTUNER_ORACLE_IP", "10.0.0.1"),
                         ("KERASTUNER_ORACLE_PORT", "1234")):
         monkeypatch.setenv(name, value)
-    assert _service.role() == ("chief", "127.0.0.1:1234")
+    assert _service.role() == ("chief", "10.0.0.1:1234")
+    monkeypatch.delenv("KERASTUNER_ORACLE_IP")
+    assert _service.role() == ("chief", "127.0.0.1:1234")            # this machine alone, unless told otherwise
     monkeypatch.delenv(missing)
-    with pytest.raises(ValueError, match="needs three environment variables"):
+    with pytest.raises(ValueError, match="a distributed search needs KERASTUNER_TUNER_ID"):
         _service.role()
 
 

@@ -7,7 +7,10 @@ attention. Additions of biases, normalisation, activations, pooling and look-ups
 import inspect
 import math
 
+import numpy as np
+
 from .._keras import graph_of, keras, replay
+from . import _traced
 
 L = keras.layers
 
@@ -15,6 +18,15 @@ L = keras.layers
 def count(graph, inputs):
     """(multiply-accumulates, names of what could not be counted) of `graph` on `inputs`, the arrays of one example."""
     total, unknown = 0, []
+
+    def traced(op, args, kwargs):
+        """What has no formula is traced; what no trace counts is named."""
+        nonlocal total
+        found, left = _traced.count(lambda _: op(*args, **kwargs), np.zeros(()))
+        if left:
+            unknown.append(f"{op.name} ({type(op).__name__})")
+        else:
+            total += found
 
     def visit(op, *args, **kwargs):
         nonlocal total
@@ -27,8 +39,8 @@ def count(graph, inputs):
                 visit(part, inputs)
         elif formula:
             total += formula(op, _shapes(op, args, kwargs), tuple(keras.tree.flatten(outputs)[0].shape))
-        elif any(len(w.shape) > 1 for w in getattr(op, "weights", [])) or type(op).__name__ in PRODUCTS:
-            unknown.append(f"{op.name} ({type(op).__name__})")
+        elif not _is_keras(op) or type(op).__name__ in PRODUCTS or any(len(w.shape) > 1 for w in _weights(op)):
+            traced(op, args, kwargs)
         return outputs
 
     def wrap(op):
@@ -48,6 +60,14 @@ def _parts(op, args):
     if isinstance(op, L.TimeDistributed):
         return [(op.layer, keras.ops.reshape(args[0], (-1, *args[0].shape[2:])))]
     return [(op.layer, args[0])] if isinstance(op, L.SpectralNormalization) else []
+
+
+def _is_keras(op):
+    return type(op).__module__.startswith("keras.")
+
+
+def _weights(op):
+    return getattr(op, "weights", [])
 
 
 def _formula(op):
@@ -175,4 +195,4 @@ FORMULAS = {
     "Matmul": _dense, "Einsum": _einsum_op,                           # keras.ops
 }
 PRODUCTS = {"Tensordot", "Inner", "Vdot", "Correlate", "Conv", "DepthwiseConv", "SeparableConv", "ConvTranspose",
-            "DotProductAttention", "Einsum"}                         # of keras.ops: named, not counted
+            "DotProductAttention", "Einsum"}                         # of keras.ops: traced

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _models
 from .._check import require, require_number
 from .._keras import fresh_inputs, graph_of, keras, tf
-from . import _macs
+from . import _macs, _traced
 from ._score import score
 from ._size import packed_size
 from ._table import Row, Table
@@ -133,7 +133,7 @@ class Subject:
 
     def __init__(self, model, name, example, caller):
         _models.require_model(model, caller)
-        self.model, self.notes = model, []
+        self.model, self.name, self.notes = model, name, []
         bridged = _comes_from(model, "tfopt._bridge")
         self.graph = graph = graph_of(model.base if bridged else model)
         if bridged or _comes_from(model, "tfopt.quantize._train"):
@@ -146,14 +146,20 @@ class Subject:
         self.example = example if example is not None else _zeros(graph)
         if self.example is None:
             self.notes.append("latency and macs need `data`: the input's shape is not fixed")
-        elif graph is None:
-            self.notes.append("macs cannot be counted: a subclassed model has no graph")
+
+    @functools.cached_property
+    def macs(self):
+        """(multiply-accumulates or None, names of what they leave out)."""
+        if self.example is None:
+            return None, ()
+        if self.graph is not None:
+            return _macs.count(self.graph, self.example)
+        total, left = _traced.count(lambda x: self.model(x, training=False), self.example)
+        return total, (type(self.model).__name__,) if left else ()
 
     def facts(self):
-        macs, unknown = None, ()
-        if self.example is not None and self.graph is not None:
-            macs, unknown = _macs.count(self.graph, self.example)
-        notes = [*self.notes, *(f"macs leave out {name}: no formula for it" for name in unknown)]
+        macs, unknown = self.macs
+        notes = [*self.notes, *(f"macs leave out {name}: a loop or an unknown shape" for name in unknown)]
         raw, packed = packed_size(self.weights)
         return dict(parameters=sum(w.size for w in self.weights), macs=macs, bytes=raw, gzip=packed,
                     nonzeros=sum(int(np.count_nonzero(w)) for w in self.weights), notes=tuple(notes))
@@ -187,6 +193,16 @@ class Subject:
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec([batch, *x.shape[1:]], x.dtype), self.example)
         run = tf.function(lambda x: self.model(x, training=False), input_signature=[spec]).get_concrete_function()
         return lambda x: run(*map(tf.convert_to_tensor, keras.tree.flatten(x)))
+
+
+def facts_of(model, example, *, runs, caller):
+    """({column: value} of size, work and, if there are `runs`, latency; names of what the multiply-accumulates leave
+    out) of a model, for a limit or an objective."""
+    subject = Subject(model, model.name, example, caller)
+    with subject.unchanged():
+        facts = subject.facts()
+        speed = _latency({"": subject.call}, runs).get("", {}) if runs and subject.call else {}
+    return {**facts, **speed}, subject.macs[1]
 
 
 def _latency(calls, runs):

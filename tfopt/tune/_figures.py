@@ -11,10 +11,22 @@ from .._plots import BLUE, GRAY, INK, ORANGE, Figure, style, title
 from ._study import costs, front
 
 
+def importance_of(trials, objective):
+    """The Series that `Search.importance` promises."""
+    done = require_done(trials)
+    return pd.Series(importance(tunable(done), np.array([trial.scores[objective] for trial in done])),
+                     name="importance", dtype=float)
+
+
+def require_done(trials):
+    done = [trial for trial in trials if trial.status in ("completed", "stopped")]
+    require(done, "tune.Search needs a completed trial", trials=len(trials), do="Call `run` first.")
+    return done
+
+
 def draw(trials, objectives):
     """The Figure that `Search.plot` promises."""
-    done = [trial for trial in trials if trial.status in ("completed", "stopped")]
-    require(done, "a picture needs a completed trial", trials=len(trials))
+    done = require_done(trials)
     name, way = next(iter(objectives.items()))
     scores = np.array([trial.scores[name] for trial in done])
     values = tunable(done)

@@ -66,6 +66,16 @@ def oracle(algorithm, objectives, seed, epochs):
     return made
 
 
+class TrialParameters(HyperParameters):
+    """KerasTuner's HyperParameters, which in a search also know how long the trial trains."""
+
+    count = None                                         # set by the search: `self -> optimizer steps or None`
+
+    def steps(self) -> int | None:
+        """Batches of the whole trial, None if the data do not say."""
+        return None if self.count is None else self.count(self)
+
+
 class Replayed:
     """What the oracles of a study share, put before a class of KerasTuner's.
 
@@ -259,14 +269,21 @@ def place(hp, value):
 
 
 def choices(hp):
-    return [False, True] if isinstance(hp, hps.Boolean) else list(hp.values)
+    if isinstance(hp, hps.Boolean):
+        return [False, True]
+    return [whole(hp, value) for value in hp.values]
+
+
+def whole(hp, value):
+    """A value of an Int as an int: with a step and logarithmic sampling KerasTuner lists floats."""
+    return round(value) if isinstance(hp, hps.Int) else value
 
 
 def fill(space):
     """Gives active parameters without a value their default, where KerasTuner would draw one without a seed."""
     for hp in space.space:
-        if space.is_active(hp) and hp.name not in space.values:
-            space.values[hp.name] = hp.default
+        if space.is_active(hp):
+            space.values[hp.name] = whole(hp, space.values.get(hp.name, hp.default))
 
 
 def name_of(number):
@@ -278,14 +295,14 @@ def explore(build):
 
     The first build sees the defaults, each later one values that open a condition no build has seen open.
     """
-    space, opened, closed = HyperParameters(), [], []
+    space, opened, closed = TrialParameters(), [], []
     while True:
         build(space)
         opened += space.active_scopes
         closed = [scope for scope in [*closed, *space.inactive_scopes] if scope not in opened]
         if not closed:
             return space_from(space_config(space))
-        known = HyperParameters()
+        known = TrialParameters()
         known.merge(space.space)
         for condition in closed.pop(0):
             known.values[condition.name] = condition.values[0]
@@ -300,4 +317,4 @@ def space_config(space):
 
 def space_from(config, values=()):
     """The opposite of `space_config`, with values."""
-    return HyperParameters.from_config({"space": config, "values": dict(values)})
+    return TrialParameters.from_config({"space": config, "values": dict(values)})

@@ -1,23 +1,19 @@
-"""What the user calls."""
+"""The search: its arguments, its course, its results."""
 
 import contextlib
 import functools
 import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 
-import numpy as np
 import pandas as pd
 
 from .. import _files, _plots
 from .._check import require, require_number
-from .._keras import fresh_names, keras, seeded, tf
-from . import _figures, _oracles, _service, _trial
+from .._keras import fresh_names, seeded, tf
+from . import _figures, _oracles, _processes, _service, _trial
 from ._study import Study, front, ranked, trials_of
 
-ISOLATED = "TFOPT_TUNE_ISOLATED"
 LESS = ("loss", "error", "mse", "mae", "rmse", "mape", "entropy", "divergence", "perplexity", "deviance")
 MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "similarity")
 
@@ -49,7 +45,7 @@ class Search:
       limits: {"params", "macs", "bytes", "gzip" or "latency_ms": the most that is allowed}.
       folds: None, or K >= 2 for cross-validation inside each trial; then `run` takes arrays and no `val`.
       seed: whole number >= 0; other seeds share no points.
-      keep: of how many trials the weights stay on the disk, >= 1.
+      keep_weights: of how many trials the weights stay on the disk, >= 1.
 
     Attributes:
       frame: pandas table, a line for each trial; readable while the search runs.
@@ -74,10 +70,11 @@ class Search:
     """
 
     def __init__(self, build, objective, *, algorithm="tpe", max_trials, directory, limits=None, folds=None, seed=0,
-                 keep=3):
+                 keep_weights=3):
         self.build, self.directory = build, pathlib.Path(directory).resolve()
         self.objectives, self.algorithm = objectives_of(objective), algorithm
-        self.limits, self.max_trials, self.folds, self.seed, self.keep = limits or {}, max_trials, folds, seed, keep
+        self.limits, self.max_trials, self.folds = limits or {}, max_trials, folds
+        self.seed, self.keep_weights = seed, keep_weights
         require(callable(build) or callable(getattr(build, "build", None)),
                 "`build` must be a function of `hp` or a keras_tuner.HyperModel", build=build, error=TypeError)
         require(algorithm in _oracles.ALGORITHMS, f"`algorithm` must be one of {', '.join(_oracles.ALGORITHMS)}",
@@ -90,7 +87,7 @@ class Search:
                 do='Pass a list such as ["val_accuracy", "bytes"].')
         require_number("max_trials", max_trials, low=1, integer=True)
         require_number("seed", seed, low=0, integer=True)
-        require_number("keep", keep, low=1, integer=True)
+        require_number("keep_weights", keep_weights, low=1, integer=True)
         if folds is not None:
             require_number("folds", folds, low=2, integer=True)
         for name, limit in self.limits.items():
@@ -128,32 +125,32 @@ class Search:
                 callbacks=callbacks, do="Every trial needs new ones: pass `lambda hp: [EarlyStopping(...)]`.")
         self._require_data(train, val)
         task = self._task(train, val, int(epochs), int(batch_size), callbacks)
-        role = _service.role()
-        if os.environ.get(ISOLATED, str(self.directory)) != str(self.directory):
-            role = None                                              # this process was started for another search
-        require(not (isolate and role and ISOLATED not in os.environ), "`isolate=True` is for a search in one process",
+        role, child_of = _service.role(), os.environ.get(_processes.ISOLATED)
+        if child_of not in (None, str(self.directory)):
+            _processes.require_finished(self.directory, self._trials(), child_of)
+            return self
+        require(not (isolate and role and not child_of), "`isolate=True` is for a search in one process",
                 KERASTUNER_TUNER_ID=os.environ.get("KERASTUNER_TUNER_ID"), do="Workers are processes of their own.")
         if role and "chief" not in role[0]:
-            client = _service.Client(role[1], role[0], self.seed)
+            client = _service.Client(role[1], role[0], self.seed, functools.partial(_service.token_in, self.directory))
             with _trial.frozen():
-                _service.work(client, functools.partial(_trial.run, task), only_one=ISOLATED in os.environ)
+                _service.work(client, functools.partial(_trial.run, task), only_one=child_of is not None)
             sys.exit(0)
-        identity = {"version": 1, "algorithm": self.algorithm, "objectives": self.objectives, "limits": self.limits,
-                    "folds": self.folds, "seed": self.seed, "epochs": task.epochs, "batch_size": task.batch_size}
-        study = Study(self.directory, identity, self.objectives, max_trials=self.max_trials, keep=self.keep,
-                      space=lambda: first_look(task))
+        identity = {"version": 1, "algorithm": self.algorithm, "limits": self.limits, "folds": self.folds,
+                    "objectives": [list(item) for item in self.objectives.items()], "seed": self.seed,
+                    "epochs": task.epochs, "batch_size": task.batch_size}
+        study = Study(self.directory, identity, self.objectives, max_trials=self.max_trials,
+                      keep_weights=self.keep_weights, space=lambda: first_look(task))
         with contextlib.ExitStack() as stack:
             stack.callback(study.record.close)
             if verbose:
-                study.heard = functools.partial(say, study)
+                study.heard = functools.partial(_processes.say, study)
             if role:
-                chief = _service.Chief(study)
-                with _service.serving(chief, role[1]):
-                    _service.wait_for_workers(chief)
+                _processes.distributed(study, self.directory, role[1])
             elif isolate:
-                isolated(study, self.directory)
+                _processes.isolated(study, self.directory)
             else:
-                alone(study, task)
+                _processes.alone(study, task)
             study.finish()
         return self
 
@@ -171,8 +168,8 @@ class Search:
         """Builds the model of a trial and loads the weights whose score was reported.
 
         Args:
-          rank: 0 for the best trial, 1 for the next; below `keep`. With several objectives the front comes first, in
-            the order of the first objective.
+          rank: 0 for the best trial, 1 for the next; below `keep_weights`. With several objectives the front comes
+            first, in the order of the first objective.
         Returns:
           The compiled model; with `folds` the list of the models of the folds, whose mean was reported
           (`average.outputs` makes one of them).
@@ -180,13 +177,12 @@ class Search:
           ValueError: there is no such trial, or its file is not as it was written.
         """
         order = self._ranked()
-        require(isinstance(rank, int) and 0 <= rank < min(len(order), self.keep),
-                "`rank` must name a trial that was kept", rank=rank, completed=len(order), keep=self.keep)
+        require(type(rank) is int and 0 <= rank < min(len(order), self.keep_weights),
+                "`rank` must name a trial that was kept", rank=rank, completed=len(order),
+                keep_weights=self.keep_weights)
         trial = order[rank]
         task = self._task()
-        folder = self.directory / "trials" / f"{trial.number:06d}"
-        folders = [folder / f"fold-{fold}" for fold in range(self.folds)] if self.folds else [folder]
-        models = [_trial.load(task, trial, part) for part in folders]
+        models = [task.best(trial, fold) for fold in (range(self.folds) if self.folds else [None])]
         return models if self.folds else models[0]
 
     def pareto(self):
@@ -194,11 +190,23 @@ class Search:
         best = front(self._ranked(), self.objectives)
         return self.frame.loc[[trial.number for trial in best]]
 
+    def importance(self):
+        """How much of the variance of the score each parameter explains, the largest first.
+
+            1 - (1 - eta^2) (n - 1) / (n - k),   eta^2 = sum_k n_k (mean_k - mean)^2 / sum (score - mean)^2
+
+        k are up to four equally filled classes of the parameter's values: adjusted eta squared, at least 0. With
+        several objectives the score is the first one.
+
+        Returns:
+          A pandas Series, parameter -> share in 0..1; parameters that never varied are left out.
+        Raises:
+          ValueError: no trial has been completed yet.
+        """
+        return _figures.importance_of(self._trials(), next(iter(self.objectives)))
+
     def plot(self, path=None):
         """Draws the scores in order, what they depend on, all values of each trial, and the Pareto front.
-
-        The importance of a parameter is the share of the variance of the score that the means of up to four equally
-        filled classes of its values explain, corrected for chance (adjusted eta squared, 0 at least).
 
         Args:
           path: where the picture is saved; None saves nothing.
@@ -208,6 +216,12 @@ class Search:
           ValueError: no trial has been completed yet.
         """
         return _plots.save(_figures.draw(self._trials(), self.objectives), path)
+
+    def __repr__(self):
+        trials = self._trials()
+        done = sum(trial.status == "completed" for trial in trials)
+        return (f"Search({' and '.join(f'{way} {name}' for name, way in self.objectives.items())}, {self.algorithm}, "
+                f"{done} of {self.max_trials} trials completed, {str(self.directory)!r})")
 
     def _task(self, train=None, val=None, epochs=1, batch_size=1, callbacks=None):
         return _trial.Task(self.build, train, val, self.objectives, epochs, batch_size, callbacks, self.limits,
@@ -233,49 +247,6 @@ class Search:
             require(data is None or pair or callable(data) or isinstance(data, tf.data.Dataset),
                     f"`{name}` must be (x, y) arrays, a tf.data.Dataset, or a function of `hp`",
                     **{name: type(data).__name__})
-
-
-def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
-    """Trains a new model for each fold and scores it on the rows it has not seen.
-
-    Labels that are whole numbers are dealt out evenly. What is reported is the model after the last epoch: an epoch
-    chosen on the fold it is scored on would flatter.
-
-    Args:
-      build: `() -> compiled model`.
-      x: array [n, ...], or a dict of arrays.
-      y: array [n, ...].
-      folds: 2 .. n.
-      epochs, batch_size: of each training, >= 1.
-      seed: whole number >= 0, of the folds, the weights and the order of the rows.
-    Returns:
-      A pandas table of what `evaluate` says, a line for each fold; `.mean()` and `.std()` are the answer.
-    Raises:
-      ValueError: an argument is out of range, or `build` returns no compiled model.
-    Example:
-      >>> def build():
-      ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-      ...     model.compile("sgd", "mse")
-      ...     return model
-      >>> x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
-      >>> cross_validate(build, x, x[:, :1], folds=3, epochs=1).shape
-      (3, 1)
-    """
-    require_number("folds", folds, low=2, integer=True)
-    require_number("epochs", epochs, low=1, integer=True)
-    require_number("batch_size", batch_size, low=1, integer=True)
-    require_number("seed", seed, low=0, integer=True)
-    task = _trial.Task(lambda hp: build(), None, None, {}, epochs, batch_size, None, {}, folds, seed, None)
-    rows = []
-    for fold, (inside, outside) in enumerate(_trial.split(y, folds, seed)):
-        fold_seed = _oracles.derived(seed, "fold", fold) % 2**32
-        with seeded(fold_seed), fresh_names():
-            model = task.model(None)
-            train, val = ((keras.tree.map_structure(lambda a, rows=part: np.asarray(a)[rows], x), np.asarray(y)[part])
-                          for part in (inside, outside))
-            model.fit(_trial.batches_of(train, batch_size, fold_seed), epochs=epochs, shuffle=False, verbose=0)
-            rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
-    return pd.DataFrame(rows).rename_axis("fold")
 
 
 def objectives_of(objective):
@@ -307,7 +278,7 @@ def first_look(task):
         built = []
 
         def build(hp):
-            hp.steps = lambda: 1000
+            hp.count = lambda hp: 1000
             if callable(task.train) and not isinstance(task.train, tf.data.Dataset):
                 task.train(hp)                                       # may choose too
             built.append((hp, task.model(hp)))
@@ -319,60 +290,14 @@ def first_look(task):
 
 
 def require_objective(task, hp, model):
-    hp.steps = functools.partial(task.steps_of, hp, task.data("train", hp))
-    batches = _trial.batches_of(task.data("train", hp), task.batch_of(hp), 0)
-    batch = next(iter(batches.take(1)))
+    hp.count = functools.partial(task.steps_of, train=task.data("train", hp))
+    batch = _trial.batches_of(task.data("train", hp), task.batch_of(hp), 0).take(1)
     model.run_eagerly = True                                         # one step is not worth a graph
-    logs = model.train_on_batch(*batch, return_dict=True)
+    logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False).history)
     names = [*logs, *(f"val_{name}" for name in logs if task.val is not None or task.folds)]
     missing = [name for name in task.objectives if name not in names and name not in _trial.MEASURED]
     if missing and task.val is not None:
-        names += [f"val_{name}" for name in model.test_on_batch(*batch, return_dict=True)]
+        names += [f"val_{name}" for name in model.evaluate(batch, verbose=0, return_dict=True)]
         missing = [name for name in missing if name not in names]
-    require(not missing, "an objective must be among the logs of training", objective=missing, logs=names,
+    require(not missing, "tune.Search: an objective must be among the logs of training", objective=missing, logs=names,
             measured=list(_trial.MEASURED), do="Compile the model with that metric, or choose one of these.")
-
-
-def alone(study, task):
-    """All trials in this process."""
-    with _trial.frozen():
-        while (trial := study.next()) is not None:
-            study.end(trial.number, _trial.run(task, _service.job_of(study, trial.number)))
-
-
-def isolated(study, directory):
-    """Each trial in a process that runs the user's script again and asks this one what to do."""
-    require(hasattr(sys.modules["__main__"], "__file__"), "`isolate=True` runs the script again, and there is none",
-            do="Put the search into a file, or leave `isolate` out.")
-    chief = _service.Chief(study)
-    with _service.serving(chief, "127.0.0.1:0") as port:
-        while (trial := study.next()) is not None:
-            study.waiting.insert(0, trial)
-            name = f"trial-{trial.number}"
-            with tempfile.TemporaryFile() as errors:
-                child = subprocess.Popen(
-                    [sys.executable, *sys.orig_argv[1:]], stdout=subprocess.DEVNULL, stderr=errors,
-                    env={**os.environ, ISOLATED: str(directory), "KERASTUNER_TUNER_ID": name,
-                         "KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)})
-                try:
-                    code = child.wait()
-                finally:
-                    child.kill()
-                errors.seek(0)
-                last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
-            if chief.error:
-                raise chief.error
-            with chief.lock:
-                for number in chief.held_by(name):
-                    chief.drop(number, f"its process ended with exit code {code}: {last}")
-                require(name in chief.seen, "a process for a trial ended before it reached `run`", exit_code=code,
-                        message=last, error=RuntimeError)
-
-
-def say(study, trial):
-    """One line about a trial that ended."""
-    best = next(iter(ranked(study.trials, study.objectives)), None)
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in trial.scores.items()) or trial.message[:100]
-    lead = f"   best: trial {best.number}, {next(iter(best.scores.values())):.4g}" if best else ""
-    sys.stdout.write(f"trial {trial.number}  {trial.status}  {scores}{lead}\n")
-    sys.stdout.flush()

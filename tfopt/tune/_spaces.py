@@ -1,7 +1,16 @@
 """Ready-made spaces: what is worth searching, in ranges worth searching in."""
 
+from typing import Protocol, runtime_checkable
+
 from .. import augment, distill, regularizers, schedules
 from .._check import require, require_number
+
+
+@runtime_checkable
+class KnowsSteps(Protocol):
+    """The hyper-parameters that a search hands to `build`: they know how long the trial trains."""
+
+    def steps(self) -> int | None: ...
 
 
 def schedule(hp, *, total=None, low=1e-4, high=1e-1):
@@ -26,7 +35,7 @@ def schedule(hp, *, total=None, low=1e-4, high=1e-1):
     require_number("low", low, above=0)
     require_number("high", high, low=low)
     if total is None:
-        total = getattr(hp, "steps", lambda: None)()
+        total = hp.steps() if isinstance(hp, KnowsSteps) else None
     require(total is not None, "a schedule needs the number of optimizer steps", total=total,
             do="Pass total=batches per epoch * epochs: these data do not say how many batches they have.")
     require_number("total", total, low=1, integer=True)

@@ -1,17 +1,23 @@
 """A study: what the record tells, who is next, which trials are the best."""
 
+import contextlib
 import dataclasses
 import itertools
-import math
 import pathlib
-import shutil
 import warnings
 
 from .. import _files, _plots
 from .._check import require
 from . import _oracles
 
+STATUSES = ("completed", "stopped", "failed", "rejected")      # of a trial that ended
+RESULT = {"status": str, "scores": dict, "spread": dict, "folds": list, "facts": dict, "epoch": int | None,
+          "seconds": int | float, "message": str, "values": dict, "space": list}    # what a trial's result may hold
 IN_A_ROW = 100                                          # rejected draws after which there is nothing to be found
+
+
+class StorageError(OSError):
+    """The study's directory is gone or cannot be written: no trial is to blame, and the search stops."""
 
 
 @dataclasses.dataclass
@@ -73,13 +79,13 @@ class Study:
       identity: dict of what makes two studies the same; compared with the record's.
       objectives: {name: "min" or "max"}.
       max_trials: trials that count, rejected ones do not.
-      keep: of how many trials the weights are kept.
+      keep_weights: of how many trials the weights are kept.
       space: `() -> HyperParameters`, called if the record has none.
     """
 
-    def __init__(self, directory, identity, objectives, *, max_trials, keep, space):
+    def __init__(self, directory, identity, objectives, *, max_trials, keep_weights, space):
         self.directory = pathlib.Path(directory)
-        self.objectives, self.max_trials, self.keep = objectives, max_trials, keep
+        self.objectives, self.max_trials, self.keep_weights = objectives, max_trials, keep_weights
         path = self.directory / "record.jsonl"
         lost = (self.directory / "trials").is_dir() and (not path.exists() or path.stat().st_size == 0)
         require(not lost, "a study with trials needs its record", directory=str(self.directory),
@@ -94,33 +100,52 @@ class Study:
             raise
 
     def _replay(self, identity, space):
+        """Brings the oracle to where the record ends."""
         events = list(self.record.events)
-        known = [event for event in events if event["kind"] == "study"]
-        for event in known[:1]:
-            other = {key: (event.get(key), value) for key, value in identity.items() if event.get(key) != value}
-            require(not other, "a directory holds one study, and this is another one's", directory=str(self.directory),
-                    **{key: f"{now!r}, recorded {then!r}" for key, (then, now) in other.items()},
-                    do="Choose another directory, or ask for what is recorded.")
-        if not known:
-            self.record.append({"kind": "study", **identity})
+        self._require_same(identity, next((event for event in events if event["kind"] == "study"), None))
         self.oracle = _oracles.oracle(identity["algorithm"], self.objectives, identity["seed"], identity["epochs"])
-        spaces = [event["space"] for event in events if event["kind"] == "space"]
-        if not spaces:
-            spaces = [_oracles.space_config(space())]
-            self.record.append({"kind": "space", "space": spaces[0]})
-        self.oracle.update_space(_oracles.space_from(spaces[0]))
+        self.oracle.update_space(_oracles.space_from(self._space(events, space)))
         self.trials, final = {}, trials_of(events)
         for event in events:
-            number = event.get("number")
-            if event["kind"] == "start" and number not in self.trials:
-                self._start(number, event["values"])
-            elif event["kind"] == "end" and (number not in self.trials or self.trials[number].status == "running"):
-                if number not in self.trials:
-                    self._start(number, event["values"])
-                self._tell(final[number], event.get("space", []))
-        self.waiting = [trial for trial in self.trials.values() if trial.status == "running"]
-        self.exhausted = False
+            if event["kind"] in ("start", "end"):
+                self._repeat(event, final)
+        self.waiting, self.exhausted = self.running, False
         self.clean()
+
+    def _require_same(self, identity, recorded):
+        """Refuses the directory of another study; begins a new record."""
+        if recorded is None:
+            self._append({"kind": "study", **identity})
+            return
+        other = {key: f"{now!r}, recorded {recorded.get(key)!r}" for key, now in identity.items()
+                 if recorded.get(key) != now}
+        require(not other, "tune.Search: a directory holds one study, and this is another one's",
+                directory=str(self.directory), **other, do="Choose another directory, or ask for what is recorded.")
+
+    def _space(self, events, explore):
+        """The space of the record; explored if it is not there."""
+        known = next((event["space"] for event in events if event["kind"] == "space"), None)
+        if known is None:
+            known = _oracles.space_config(explore())
+            self._append({"kind": "space", "space": known})
+        return known
+
+    def _repeat(self, event, final):
+        """One recorded event. An end without a start (its line was lost) brings the values along."""
+        number = event["number"]
+        if number not in self.trials:
+            self._start(number, event["values"])
+        if event["kind"] == "end" and self.trials[number].status == "running":
+            self._tell(final[number], event.get("space", []))
+
+    def _append(self, event):
+        """Writes an event, or raises StorageError: what cannot be recorded stops the search."""
+        try:
+            self.record.append(event)
+        except OSError as error:
+            raise StorageError(f"tune.Search stopped: its record {self.record.path} cannot be written "
+                               f"({error.strerror or error}). Make room, or bring the directory back, and run the same "
+                               "call again: it goes on with what is recorded.") from error
 
     @property
     def running(self):
@@ -142,7 +167,7 @@ class Study:
         if isinstance(values, str):
             self.exhausted = values == "STOPPED" or not self.running
             return None if self.exhausted else "wait"
-        self.record.append({"kind": "start", "number": number, "values": values})
+        self._append({"kind": "start", "number": number, "values": values})
         self.trials[number] = Trial(number, values)
         return self.trials[number]
 
@@ -154,7 +179,7 @@ class Study:
         new = [config for config in result.pop("space", [])
                if config not in _oracles.space_config(space)]
         trial = dataclasses.replace(self.trials[number], **result)
-        self.record.append({"kind": "end", **dataclasses.asdict(trial), "space": new})
+        self._append({"kind": "end", **dataclasses.asdict(trial), "space": new})
         self._tell(trial, new)
         self.clean()
         self.heard(trial)
@@ -170,13 +195,14 @@ class Study:
     def clean(self):
         """Leaves on the disk what running trials need and the weights of the best."""
         keep = {trial.number for trial in self.running}
-        keep |= {trial.number for trial in ranked(self.trials, self.objectives)[:self.keep]}
-        for folder in (self.directory / "trials").glob("*"):
-            if folder.name.isdigit() and int(folder.name) not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif folder.name.isdigit() and self.trials[int(folder.name)].status != "running":
-                for state in folder.rglob("resume"):
-                    shutil.rmtree(state, ignore_errors=True)
+        keep |= {trial.number for trial in ranked(self.trials, self.objectives)[:self.keep_weights]}
+        for folder in _files.inside(self.directory, "trials").glob("*"):
+            if not folder.name.isdigit():
+                continue
+            over = int(folder.name) in self.trials and self.trials[int(folder.name)].status != "running"
+            with contextlib.suppress(FileNotFoundError):
+                for rest in [folder] if int(folder.name) not in keep else folder.rglob("resume") if over else []:
+                    _files.remove(rest)
 
     def finish(self):
         """Refuses a study of failures."""
@@ -205,9 +231,3 @@ class Study:
         self.oracle.update_space(space)
         scored = trial.status in ("completed", "stopped")
         self.oracle.tell(trial.number, [trial.scores[name] for name in self.objectives] if scored else None, space)
-
-
-def require_finite(scores):
-    """Refuses scores that are not numbers: they must not win."""
-    wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
-    require(not wrong, "a score must be finite", **wrong)

@@ -4,24 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import hashlib
-import json
-import os
 import pathlib
-import shutil
 import time
 import traceback
-import warnings
 
 import numpy as np
 
-from .. import data, report
+from .. import _files, data
 from .._check import require
-from .._keras import fresh_names, keras, seeded, tf
+from .._keras import Fit, fresh_names, keras, seeded, tf
 from ..callbacks import Resume
-from ..report._measure import Subject
+from ..report._measure import facts_of
 from . import _oracles
-from ._study import require_finite
+from ._checkpoint import Best, Checkpoint, build, finite, inputs_of, plain, require_finite
+from ._folds import is_bad, require_lengths, require_model, rows_of, split
+from ._study import StorageError
 
 MEASURED = {"params": "parameters", "macs": "macs", "bytes": "bytes", "gzip": "gzip", "latency_ms": "latency_ms"}
 
@@ -32,6 +29,30 @@ class TooLargeError(Exception):
 
 class LostError(Exception):
     """The trial belongs to another worker now."""
+
+
+class Restart(Resume):
+    """`Resume` inside `model.fit`; in a training loop of the user's own, which it cannot restart, it does nothing."""
+
+    active = False
+
+    def on_train_begin(self, logs=None):
+        with contextlib.suppress(ValueError):
+            self.active = bool(Fit(self.model))
+        if self.active:
+            super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.active:
+            super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.active:
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        if self.active:
+            super().on_train_end(logs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +78,7 @@ class Task:
 
     def model(self, hp):
         build = self.build.build if hasattr(self.build, "build") else self.build
-        model = build(hp)
-        require(isinstance(model, keras.Model) and model.compiled, "`build(hp)` must return a compiled keras.Model",
-                returned=type(model).__name__)
-        return model
+        return require_model(build(hp), "tune.Search")
 
     @property
     def fits_itself(self):
@@ -75,6 +93,36 @@ class Task:
         """Training or validation data as the user means them for these values."""
         given = getattr(self, which)
         return given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
+
+    def checkpoint(self, number, fold=None):
+        """Where the weights of a trial, or of one of its folds, are."""
+        folder, owner = f"trials/{number:06d}", f"tune.Search(seed={self.seed}), trial {number}"
+        if fold is not None:
+            folder, owner = f"{folder}/fold-{fold}", f"{owner}, fold {fold}"
+        return Checkpoint(_files.inside(self.directory, folder), owner)
+
+    def best(self, trial, fold):
+        """The model whose score was reported, with the weights of its best epoch."""
+        checkpoint = self.checkpoint(trial.number, fold)
+        try:
+            checkpoint.read()
+        except ValueError as error:
+            raise ValueError(f"tune.Search.best: {error} Ask for another rank, or train the values anew.") from None
+        with seeded(self.seed % 2**32), fresh_names():
+            hp = _oracles.space_from([], trial.values)
+            hp.count = lambda hp: 1
+            return checkpoint.load(self.model(hp))
+
+    def require_storage(self, error):
+        """Raises StorageError if an exception is no fault of the trial: the directory is full, read-only or gone."""
+        if isinstance(error, StorageError):
+            raise error
+        if not (self.directory / "record.jsonl").exists():
+            raise StorageError(f"tune.Search stopped: its directory {self.directory} is gone. Bring it back, or start "
+                               "in another one.") from error
+        if _files.out_of_space(error):
+            raise StorageError(f"tune.Search stopped: its directory {self.directory} cannot be written ({error}). Make "
+                               "room and run the same call again: it goes on with this trial.") from error
 
     def epochs_of(self, hp):
         return int(hp.values.get("tuner/epochs", hp.values.get("epochs", self.epochs)))
@@ -91,46 +139,6 @@ class Task:
         if self.folds:
             examples -= examples // self.folds
         return -(-examples // self.batch_of(hp)) * self.epochs_of(hp)
-
-
-class Best(keras.callbacks.Callback):
-    """Keeps the weights and the logs of the best epoch on the disk, and says when training is over.
-
-    The weights come first and the note about them last, so that a note is never wrong.
-    """
-
-    def __init__(self, folder, name, way, alive):
-        super().__init__()
-        self.folder, self.name, self.sign, self.alive = folder, name, 1 if way == "max" else -1, alive
-        self.note = read_note(folder)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.alive()
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {key: float(np.mean(value)) for key, value in (logs or {}).items()}
-        require(self.name in logs, "the objective must be among the logs of training", objective=self.name,
-                logs=sorted(logs), error=KeyError)
-        require_finite({self.name: logs[self.name]})
-        self.alive()
-        if self.note.get("epoch", -1) < epoch and (
-                "logs" not in self.note or self.sign * logs[self.name] > self.sign * self.note["logs"][self.name]):
-            self.keep(epoch, logs)
-
-    def on_train_end(self, logs=None):
-        write_note(self.folder, {**self.note, "over": True})
-
-    def keep(self, epoch, logs):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        new, old = f"epoch-{epoch}.weights.h5", self.note.get("file")
-        self.model.save_weights(self.folder / "new.weights.h5")
-        os.replace(self.folder / "new.weights.h5", self.folder / new)
-        logs = {key: value for key, value in logs.items() if np.isfinite(value)}
-        self.note = {"epoch": epoch, "logs": logs, "file": new, "sha256": checksum(self.folder / new),
-                     "build": json.loads(json.dumps(self.model.get_build_config()))}
-        write_note(self.folder, self.note)
-        if old and old != new:
-            (self.folder / old).unlink(missing_ok=True)
 
 
 def run(task, job, alive=lambda: None):
@@ -151,6 +159,7 @@ def run(task, job, alive=lambda: None):
         except LostError:
             raise
         except Exception as error:
+            task.require_storage(error)
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = f"{type(error).__name__}: {error} ({pathlib.Path(where.filename).name}, line {where.lineno})"
             result = {"status": "failed", "message": message[-2000:]}
@@ -171,70 +180,83 @@ def frozen():
 
 
 def _run(task, job, hp, alive):
-    folder = claim(task, job)
     if task.folds is None:
         train, val = task.data("train", hp), task.data("val", hp)
-        return _score(task, hp, [_train(task, hp, folder, train, val, task_seed(task, job), alive)])
+        return _score(task, [_train(task, job, hp, None, train, val, alive)])
     x, y = task.data("train", hp)
+    require_lengths(x, y, "tune.Search")
     runs = []
-    for fold, (inside, outside) in enumerate(split(y, task.folds, task.seed)):
-        parts = [(keras.tree.map_structure(lambda a, rows=rows: np.asarray(a)[rows], x), np.asarray(y)[rows])
-                 for rows in (inside, outside)]
-        runs.append(_train(task, hp, folder / f"fold-{fold}", *parts, task_seed(task, job, fold), alive))
+    for fold, parts in enumerate(split(y, task.folds, task.seed)):
+        train, val = (rows_of(x, y, rows) for rows in parts)
+        runs.append(_train(task, job, hp, fold, train, val, alive))
         values = [note["logs"][task.watched[0]] for note, _ in runs]
         if len(values) < task.folds and is_bad(values, job["best_folds"], task.watched[1]):
-            return {**_score(task, hp, runs), "status": "stopped",
+            return {**_score(task, runs), "status": "stopped",
                     "message": f"worse in folds 1 to {len(values)} than the best trial in its worst fold"}
-    return _score(task, hp, runs)
+    return _score(task, runs)
 
 
 def task_seed(task, job, *more):
     """What Hyperband promotes starts again from the weights it started from."""
     first = int(job["values"].get("tuner/trial_id", job["number"]))
-    return _oracles.derived(task.seed, "trial", first, *more) % 2**32
+    return _oracles.derived(task.seed, "trial", first, *more) % 2**31
 
 
-def is_bad(values, best, way):
-    """After two folds or more: is each worse than the worst fold of the best trial."""
-    worst, values = (min(best, default=0), values) if way == "max" else (-max(best, default=0), [-v for v in values])
-    return bool(best) and len(values) >= 2 and max(values) < worst
-
-
-def _train(task, hp, folder, train, val, seed, alive):
-    """(note of the best epoch, facts of the model)."""
+def _train(task, job, hp, fold, train, val, alive):
+    """(note of the best epoch, facts of the model) of one training: the trial, or one fold of it."""
+    seed = task_seed(task, job, *([] if fold is None else [fold]))
     keras.utils.set_random_seed(seed)
-    hp.steps = functools.partial(task.steps_of, hp, train if task.folds is None else task.data("train", hp))
+    hp.count = functools.partial(task.steps_of, train=train if fold is None else task.data("train", hp))
     model = task.model(hp)
     batches = batches_of(train, task.batch_of(hp), seed)
-    built(model, batches)
-    facts = measured(model, {*task.limits, *task.objectives})
+    build(model, lambda: example_of(batches))
+    facts = measured(model, batches, {*task.limits, *task.objectives})
     over = [f"{name} {facts[name]:,} > {limit:,}" for name, limit in task.limits.items() if facts[name] > limit]
     if over:
         raise TooLargeError("; ".join(over))
-    note = read_note(folder)
-    if note.get("over"):
-        return note, facts
-    folder.mkdir(parents=True, exist_ok=True)
-    best = Best(folder, *task.watched, alive)
+    checkpoint = task.checkpoint(job["number"], fold)
+    checkpoint.open(job["values"])
+    if not checkpoint.note.get("over"):
+        _fit(task, hp, model, batches, val, checkpoint, alive)
+    return checkpoint.note, facts
+
+
+def _fit(task, hp, model, batches, val, checkpoint, alive):
+    best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, own_fit=task.fits_itself)
     given = list(task.callbacks(hp)) if task.callbacks else []
-    result = task.fit(hp, model, batches, validation_data=val, epochs=task.epochs_of(hp), verbose=0,
-                      shuffle=False, callbacks=[*given, best, Resume(folder / "resume")],
-                      **({} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}))
-    if "logs" not in best.note:                                      # a `fit` of the user's own that called no callback
-        if isinstance(result, keras.callbacks.History):
-            result = {name: values[-1] for name, values in result.history.items()}
-        logs = result if isinstance(result, dict) else {task.watched[0]: result}
-        best.set_model(model)
-        best.on_epoch_end(0, logs)
-        best.on_train_end()
-    return best.note, facts
+    size = {} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}
+    result = task.fit(hp, model, batches, validation_data=val, epochs=task.epochs_of(hp), verbose=0, shuffle=False,
+                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")], **size)
+    if task.fits_itself:
+        logs = own_logs(result, task.watched[0], checkpoint.note)
+        if logs is not None:                                         # it scored the model as it is now
+            checkpoint.save(model, None, finite(logs), best.inputs)
+        checkpoint.finish()
 
 
-def _score(task, hp, runs):
+def own_logs(result, objective, note):
+    """The logs that a `HyperModel.fit` returned; None if they are those of its callbacks: it returned a History."""
+    if isinstance(result, keras.callbacks.History):
+        if "logs" in note:
+            return None
+        result = {name: values[-1] for name, values in result.history.items()}
+    if result is None and "logs" in note:
+        return None
+    logs = plain(result) if isinstance(result, dict) else {} if result is None else plain({objective: result})
+    require(objective in logs, "HyperModel.fit must return the objective: a number, a dict of logs or a History",
+            objective=objective, returned=sorted(logs) or type(result).__name__, error=KeyError)
+    require_finite({objective: logs[objective]})
+    return logs
+
+
+def _score(task, runs):
     notes, facts = [note for note, _ in runs], runs[0][1]
     scores, spread = {}, {}
     for name in task.objectives:
-        values = [facts[name]] if name in MEASURED else [note["logs"].get(name, np.nan) for note in notes]
+        missing = name not in MEASURED and any(name not in note["logs"] for note in notes)
+        require(not missing, "an objective must be among the logs of training", objective=name,
+                logs=sorted(notes[0]["logs"]), error=KeyError)
+        values = [facts[name]] if name in MEASURED else [note["logs"][name] for note in notes]
         scores[name] = float(np.mean(values))
         if len(values) > 1:
             spread[name] = float(np.std(values, ddof=1))
@@ -249,94 +271,22 @@ def batches_of(train, batch, seed):
     return train if isinstance(train, tf.data.Dataset) else data.arrays(*train, batch, seed=seed)
 
 
-def built(model, batches):
-    """Builds a model that has seen no data yet."""
-    if not model.built:
-        x = next(iter(batches.take(1)))[0]
-        model(keras.tree.map_structure(lambda t: t[:1], x))
+def example_of(batches):
+    """The inputs of the first example."""
+    return keras.tree.map_structure(lambda tensor: tensor[:1], next(iter(batches.take(1)))[0])
 
 
-def measured(model, wanted):
+def measured(model, batches, wanted):
     """{name: number} of what limits and objectives ask about the model, and `params` in any case."""
     facts = {"params": sum(int(np.prod(w.shape)) for w in model.weights)}
     wanted = {name for name in wanted if name in MEASURED} - {"params"}
-    if "latency_ms" in wanted:
-        row = report.measure(model, runs=50)
-        facts.update({name: getattr(row, MEASURED[name]) for name in wanted})
-    elif wanted:
-        found = Subject(model, model.name, None, "tune").facts()
-        facts.update({name: found[MEASURED[name]] for name in wanted})
-    unknown = [name for name in wanted if facts[name] is None]
-    require(not unknown, f"`{', '.join(unknown)}` needs a functional or Sequential model of fixed input shape",
-            model=type(model).__name__, do="Rebuild it with keras.Model(inputs, outputs).")
+    if not wanted:
+        return facts
+    found, uncounted = facts_of(model, example_of(batches), runs=50 if "latency_ms" in wanted else 0,
+                                caller="tune.Search")
+    facts.update({name: found.get(MEASURED[name]) for name in wanted})
+    require(all(facts[name] is not None for name in wanted) and not ("macs" in wanted and uncounted),
+            "tune.Search cannot measure what limits and objectives ask of this model", asked=sorted(wanted),
+            model=type(model).__name__, not_counted=uncounted,
+            do="Leave `macs` out, or use layers without loops of their own.")
     return {name: value if name == "latency_ms" else int(value) for name, value in facts.items()}
-
-
-def split(y, folds, seed):
-    """[(rows to train on, rows to score on)] of each fold; classes are dealt out evenly if `y` are whole numbers.
-
-    Example:
-      >>> [outside.tolist() for _, outside in split(np.array([0, 0, 0, 1, 1, 1]), 3, seed=0)]
-      [[2, 3], [0, 5], [1, 4]]
-    """
-    y = np.asarray(y)
-    require(2 <= folds <= len(y), "`folds` must be at least 2 and at most the number of examples", folds=folds,
-            examples=len(y))
-    order = np.random.default_rng(seed).permutation(len(y))
-    labels = y.reshape(len(y), -1)
-    if labels.shape[1] == 1 and np.issubdtype(y.dtype, np.integer):
-        order = order[np.argsort(labels[order, 0], kind="stable")]
-    fold_of = np.empty(len(y), int)
-    fold_of[order] = np.arange(len(y)) % folds
-    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds)]
-
-
-def claim(task, job):
-    """The trial's folder, emptied if what lies there is of another trial: other values or another seed."""
-    folder = task.directory / "trials" / f"{job['number']:06d}"
-    mark = {"key": f"{_oracles.derived(task.seed, job['number'], sorted(job['values'].items())):x}"}
-    if read_note(folder, "trial.json") != mark:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_note(folder, mark, "trial.json")
-    return folder
-
-
-def read_note(folder, name="best.json"):
-    """A small JSON file, {} if it is not there or not whole."""
-    try:
-        return json.loads((folder / name).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def write_note(folder, note, name="best.json"):
-    folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{name}.new"
-    with open(new, "w") as file:
-        file.write(json.dumps(note))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, folder / name)
-
-
-def checksum(path):
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-
-
-def load(task, trial, folder):
-    """The model whose score was reported, with the weights of its best epoch."""
-    note = read_note(folder)
-    path = folder / note.get("file", "")
-    require(note.get("file") and path.exists() and checksum(path) == note["sha256"],
-            "the weights of a trial must be as they were written", trial=trial.number, file=str(path),
-            do="Ask for another rank, or train the values anew.")
-    with seeded(task.seed % 2**32), fresh_names():
-        hp = _oracles.space_from([], trial.values)
-        hp.steps = lambda: 1
-        model = task.model(hp)
-        if not model.built:
-            model.build_from_config(note["build"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                          # the state of the optimizer stays behind
-            model.load_weights(path)
-    return model

@@ -1,0 +1,96 @@
+"""Folds: who is trained on and who is scored, when a trial is given up, cross-validation without a search."""
+
+import numpy as np
+import pandas as pd
+
+from .. import data
+from .._check import require, require_number
+from .._keras import fresh_names, keras, seeded
+from ._oracles import derived
+
+
+def split(y, folds, seed):
+    """[(rows to train on, rows to score on)] of each fold; classes are dealt out evenly if `y` are whole numbers.
+
+    Example:
+      >>> [outside.tolist() for _, outside in split(np.array([0, 0, 0, 1, 1, 1]), 3, seed=0)]
+      [[2, 3], [0, 5], [1, 4]]
+    """
+    y = np.asarray(y)
+    require(2 <= folds <= len(y), "`folds` must be at least 2 and at most the number of examples", folds=folds,
+            examples=len(y))
+    order = np.random.default_rng(seed).permutation(len(y))
+    labels = y.reshape(len(y), -1)
+    if labels.shape[1] == 1 and np.issubdtype(y.dtype, np.integer):
+        order = order[np.argsort(labels[order, 0], kind="stable")]
+    fold_of = np.empty(len(y), int)
+    fold_of[order] = np.arange(len(y)) % folds
+    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds)]
+
+
+def rows_of(x, y, rows):
+    """`(x, y)` of some rows."""
+    return keras.tree.map_structure(lambda a: np.asarray(a)[rows], x), np.asarray(y)[rows]
+
+
+def is_bad(values, best, way):
+    """After two folds or more: is each worse than the worst fold of the best trial."""
+    worst, values = (min(best, default=0), values) if way == "max" else (-max(best, default=0), [-v for v in values])
+    return bool(best) and len(values) >= 2 and max(values) < worst
+
+
+def require_lengths(x, y, caller):
+    """Refuses arrays of different lengths, which folds would cut apart."""
+    lengths = [len(a) if np.ndim(a) else 0 for a in (*keras.tree.flatten(x), y)]
+    require(len(set(lengths)) == 1, f"{caller} needs x and y of one length", lengths=lengths,
+            do="Pass one label for each example.")
+
+
+def require_model(model, caller):
+    require(isinstance(model, keras.Model) and model.compiled, f"{caller}: `build` must return a compiled keras.Model",
+            returned=type(model).__name__)
+    return model
+
+
+def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
+    """K-fold cross-validation: trains a new model for each fold and scores it on the rows it has not seen.
+
+    Labels that are whole numbers are stratified. What is reported is the model after the last epoch: an epoch chosen
+    on the fold that it is scored on would flatter.
+
+    Args:
+      build: `() -> compiled model`.
+      x: array [n, ...], or a dict of arrays.
+      y: array [n, ...].
+      folds: 2 .. n.
+      epochs, batch_size: of each training, >= 1.
+      seed: whole number >= 0, of the folds, the weights and the order of the rows.
+    Returns:
+      A pandas table of what `evaluate` returns, a line for each fold; report `.mean()` and `.std()`.
+    Raises:
+      ValueError: an argument is out of range, x and y differ in length, or `build` returns no compiled model.
+    Example:
+      >>> def build():
+      ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      ...     model.compile("sgd", "mse")
+      ...     return model
+      >>> x = np.random.default_rng(0).normal(size=(20, 2))
+      >>> list(cross_validate(build, x, x[:, :1], folds=4, epochs=1).index)
+      [0, 1, 2, 3]
+    """
+    require(callable(build), "tune.cross_validate: `build` must be a function that returns a compiled model",
+            build=build, error=TypeError)
+    for name, value, low in (("folds", folds, 2), ("epochs", epochs, 1), ("batch_size", batch_size, 1),
+                             ("seed", seed, 0)):
+        require_number(name, value, low=low, integer=True)
+    require_lengths(x, y, "tune.cross_validate")
+    rows = []
+    for fold, (inside, outside) in enumerate(split(y, int(folds), int(seed))):
+        fold_seed = derived(int(seed), "fold", fold) % 2**31
+        with seeded(fold_seed), fresh_names():
+            model = require_model(build(), "tune.cross_validate")
+            train, val = rows_of(x, y, inside), rows_of(x, y, outside)
+            model.fit(data.arrays(*train, int(batch_size), seed=fold_seed), epochs=int(epochs), shuffle=False,
+                      verbose=0)
+            rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
+    return pd.DataFrame(rows).rename_axis("fold")
