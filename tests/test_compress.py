@@ -293,10 +293,10 @@ def untrained(**compiled):
     ({"model": untrained()}, "needs a model that was compiled with a loss"),
     ({"stages": ("prune", "shrink")}, "in this order"),
     ({"stages": ("distill",)}, "not distill alone"),
-    ({"stages": ("melt",)}, "`steps` must be some of"),
+    ({"stages": ("melt",)}, "`stages` must be some of"),
     ({"stages": {"prune": ()}}, "needs strengths"),
     ({"stages": {"quantize": ("int4",)}}, "the forms of quantize"),
-    ({"max_drop": 1}, "`max_drop`"), ({"max_drop": -0.1}, "`max_drop`"), ({"epochs": 0}, "`epochs`"),
+    ({"max_drop": -0.1}, "`max_drop`"), ({"epochs": 0}, "`epochs`"),
     ({"seed": -1}, "`seed`"), ({"val": np.zeros(3)}, "`val` must be"), ({"test": None}, "`test`|two examples"),
     ({"train": iter([])}, "`train` must be")])
 def test_refusals(change, words):
@@ -319,7 +319,7 @@ def test_what_cannot_be_trained_is_an_error_and_what_diverges_a_candidate_that_f
 
     monkeypatch.setattr(_stages.Training, "fit", diverge)
     result = compress.run(model, (x, y), (x, y), **given)
-    assert result.tried.why.iloc[1] == "the loss must stay finite. Received: loss=nan."
+    assert result.tried.why.iloc[1] == "FloatingPointError: the loss must stay finite. Received: loss=nan."
     assert len(result.table.rows) == 1
 
 
@@ -327,8 +327,30 @@ def diverge(self, model, rate):
     _stages.require(False, "the loss must stay finite", loss=np.nan, error=FloatingPointError)
 
 
-def test_numbers_are_no_classes():
-    x = np.zeros((4, 64), "float32")
+def test_numbers_are_judged_by_their_loss():
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
     numbers = x, x[:, :10] + 0.3
-    with pytest.raises(ValueError, match="labels that are classes"):
-        compress.run(untrained(optimizer="sgd", loss="mse"), numbers, numbers)
+    model = untrained(optimizer="sgd", loss="mse")
+    tried = compress.run(model, numbers, numbers, stages={"prune": (0.5,)}, max_drop=1e3, epochs=1).tried
+    assert tried.kept.tolist() == [True, True]
+    assert np.isfinite(tried["drop"]).all()
+
+
+def test_ones_own_measure_decides():
+    x, y = np.zeros((32, 64), "float32"), np.zeros(32, "int32")
+    model = untrained(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    seen = []
+    tried = compress.run(model, (x, y), (x, y), stages={"prune": (0.5,)}, epochs=1, max_drop=0.5,
+                         measure=lambda y, outputs: seen.append(outputs.shape) or -float(len(seen))).tried
+    assert seen == [(16, 10)] * 2
+    assert tried["drop"].tolist() == [0, 1]
+    assert tried.kept.tolist() == [True, False]
+
+
+def test_a_candidate_that_fails_is_a_line_and_the_run_goes_on(monkeypatch):
+    x, y = np.zeros((32, 64), "float32"), np.zeros(32, "int32")
+    model = untrained(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    monkeypatch.setattr(_stages, "pruned", lambda *given: 1 / 0)
+    tried = compress.run(model, (x, y), (x, y), stages={"prune": (0.5,), "cluster": (4,)}, epochs=1, max_drop=1).tried
+    assert tried.why.tolist()[1] == "ZeroDivisionError: division by zero"
+    assert tried.kept.tolist() == [True, False, True]

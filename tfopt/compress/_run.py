@@ -165,6 +165,7 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
         val, test = _halves(val, seed) if test is None else (val, _gathered(test, "test"))
         data = _training_data(train, seed)
         training = _stages.Training(model, data, int(epochs), "distill" in chosen)
+        training.check(model)
         settings = {"weights": fingerprint(model.get_weights()), "val": fingerprint(keras.tree.flatten(val)),
                     "train": (fingerprint(keras.tree.flatten(train)) if isinstance(train, tuple | list)
                               else [str(train.element_spec), training.steps]),
@@ -201,7 +202,8 @@ class _Search:
         self.quality = self._quality_of(model, row)
         require(np.isfinite(self.quality), "the quality of the model on `val` must be a finite number",
                 quality=self.quality)
-        self.rows = [{**self._facts(model, row), "stage": "original", "strength": None, "kept": True, "epochs": 0}]
+        self.rows = [{**self._facts(model, row, self.quality), "stage": "original", "strength": None, "kept": True,
+                      "epochs": 0}]
 
     def take(self, stage, strengths, allowed):
         """Tries a stage, and moves on to the strongest candidate whose drop is allowed."""
@@ -248,7 +250,8 @@ class _Search:
         row = {"name": name, "stage": stage, "strength": strength, "why": why, "drop": None}
         if model is not None:
             epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength == "int8 trained")
-            row |= self._facts(model, report.measure(model, self.val, runs=RUNS)) | {"epochs": epochs}
+            measured = report.measure(model, self.val, runs=RUNS)
+            row |= self._facts(model, measured, self._quality_of(model, measured)) | {"epochs": epochs}
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
         self.record.keep(row, model if good else None)
@@ -283,14 +286,14 @@ class _Search:
             return self.record.restore(name)
         return self.record.restore(name, lambda: _stages.structure(stage, strength, self.best))
 
-    def _facts(self, model, row):
+    def _facts(self, model, row, quality):
         if isinstance(model, quantize.LiteModel):
             kernels = list(model.kernels.values())
         else:
             kernels = [np.asarray(w) for w in model.weights if len(w.shape) > 1]
         size = sum(kernel.size for kernel in kernels)
         return {"accuracy": row.accuracy, "low": row.low, "high": row.high,
-                "drop": self.quality - self._quality_of(model, row),
+                "drop": self.quality - quality,
                 "sparsity": sum(int((kernel == 0).sum()) for kernel in kernels) / max(size, 1),
                 "values": max((len(np.unique(kernel)) for kernel in kernels), default=0),
                 "bytes": row.bytes, "gzip": row.gzip, "macs": row.macs, "latency_ms": row.latency_ms}

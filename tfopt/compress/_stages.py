@@ -40,18 +40,27 @@ class Training:
         if taught:
             teach(model, _models.copy(model))              # refuses now what it cannot teach
 
+    def check(self, model):
+        """Refuses now the data that no candidate could be trained on."""
+        learner = self._compiled(_models.copy(model), 1)
+        try:
+            learner.fit(self.data().take(1), shuffle=False, verbose=0)
+        except Exception as error:                         # of the user's data or loss
+            raise RuntimeError(f"compress.run cannot train a candidate on `train`: {error}") from error
+
     def fit(self, model, rate):
         """Trains `model` in place; the rate falls along a cosine from `rate` times the user's highest to zero."""
+        learner = self._compiled(model, rate)
+        loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
+        require(np.isfinite(loss), "the loss must stay finite", loss=loss, error=FloatingPointError)
+
+    def _compiled(self, model, rate):
         optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
         for new, old in zip(_inside(optimizer), _inside(self.optimizer), strict=True):
             new.learning_rate = schedules.CosineDecay(peak(old) * rate, self.steps)
         learner = model if self.teacher is None else teach(self.teacher, model)
         learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
-        try:
-            loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
-        except ValueError as error:                        # of the user's data or loss, not of a step that refuses
-            raise RuntimeError(f"compress.run cannot train a candidate on `train`: {error}") from error
-        require(np.isfinite(loss), "the loss must stay finite", loss=loss, error=FloatingPointError)
+        return learner
 
 
 def teach(teacher, student):
