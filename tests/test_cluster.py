@@ -28,12 +28,13 @@ def compile_(model, **options):
 
 def tfmot_flow(model, x, y, clusters, init, **options):
     """The toolkit as its guide has it, on a tf_keras model."""
-    twin = tf_keras.Sequential([
+    counterpart = tf_keras.Sequential([
         tf_keras.layers.InputLayer((8, 8, 2)), tf_keras.layers.Conv2D(8, 3, activation="relu"),
         tf_keras.layers.Flatten(), tf_keras.layers.Dense(16, activation="relu"), tf_keras.layers.Dense(4)])
-    twin.set_weights(model.get_weights())
+    counterpart.set_weights(model.get_weights())
     toolkit = tfmot.clustering.keras
-    wrapped = toolkit.cluster_weights(twin, clusters, getattr(toolkit.CentroidInitialization, INITS[init]), **options)
+    wrapped = toolkit.cluster_weights(counterpart, clusters, getattr(toolkit.CentroidInitialization, INITS[init]),
+                                      **options)
     wrapped.compile(tf_keras.optimizers.SGD(0.01), tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     wrapped.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     return toolkit.strip_clustering(wrapped).get_weights()

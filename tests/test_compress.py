@@ -1,4 +1,4 @@
-"""The ladder keeps what it promises: the accuracy, the zeros, the shared values, the user's model, and a killed run."""
+"""The stages keep what they promise: the accuracy, the zeros, the shared values, the user's model, and a killed run."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def states(model):
 
 
 @pytest.fixture(scope="module")
-def climbed(model, parts, states):
+def compressed(model, parts, states):
     before = states()
     result = compress.run(model, *parts[:2], test=parts[2], **OPTIONS)
     return result, before, states()
@@ -85,8 +85,8 @@ def right(model, examples):
 
 
 @pytest.mark.slow
-def test_the_ladder_is_climbed(climbed, parts):
-    result, _, _ = climbed
+def test_each_stage_is_as_strong_as_allowed(compressed, parts):
+    result, _, _ = compressed
     assert [row.name for row in result.table.rows] == [
         "original", "shrink 0.75", "prune 0.5", "12 values", "original, int8", "int8 trained"]
     kept = result.tried[result.tried.kept]
@@ -99,8 +99,8 @@ def test_the_ladder_is_climbed(climbed, parts):
     assert small.gzip < large.gzip / 5
 
 
-def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(climbed, model, parts):
-    result, _, _ = climbed
+def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(compressed, model, parts):
+    result, _, _ = compressed
     rows = {row.name: row for row in result.table.rows}
     assert rows["original"].accuracy == pytest.approx(right(model, parts[2]))
     assert rows["12 values"].accuracy == pytest.approx(right(result.best, parts[2]))
@@ -111,8 +111,8 @@ def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(climbed, model,
     assert kept["drop"]["quantize"] == pytest.approx(right(model, parts[1]) - right(result.lite, parts[1]))
 
 
-def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(climbed):
-    result, _, _ = climbed
+def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(compressed):
+    result, _, _ = compressed
     kernels = [layer.kernel.numpy() for layer in result.best.layers if hasattr(layer, "kernel")]
     assert all((kernel == 0).mean() >= 0.499 for kernel in kernels)
     assert all(np.unique(kernel).size <= 12 for kernel in kernels)
@@ -122,16 +122,16 @@ def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(climbed):
     assert all(len(np.unique(row)) <= 12 for kernel in stored for row in kernel)
 
 
-def test_nothing_of_the_users_is_changed(climbed):
-    _, before, after = climbed
+def test_nothing_of_the_users_is_changed(compressed):
+    _, before, after = compressed
     keras.tree.map_structure(np.testing.assert_array_equal, before[:3], after[:3])
     assert before[3:] == after[3:]
 
 
 @pytest.mark.slow
-def test_the_test_data_choose_nothing(climbed, model, parts):
+def test_the_test_data_choose_nothing(compressed, model, parts):
     """Other labels there change the table alone."""
-    result, _, _ = climbed
+    result, _, _ = compressed
     other = parts[2][0], (parts[2][1] + 1) % 10
     steps = {**STAGES, "quantize": ("int8",)}
     again = compress.run(model, *parts[:2], test=other, **{**OPTIONS, "stages": steps})
@@ -144,9 +144,9 @@ def test_the_test_data_choose_nothing(climbed, model, parts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [4])
-def test_a_killed_run_goes_on(climbed, model, parts, tmp_path, run_python, kills):
+def test_a_killed_run_goes_on(compressed, model, parts, tmp_path, run_python, kills):
     """After SIGKILL in the middle of a line the run ends as the one that nothing stopped; what was tried stays."""
-    result, _, _ = climbed
+    result, _, _ = compressed
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "digits.npz", **{f"{name}_{part}": array for name, pair in zip(
         ("train", "val", "test"), parts, strict=True) for part, array in zip("xy", pair, strict=True)})
@@ -192,8 +192,8 @@ def test_a_spoilt_record_is_refused(tmp_path):
         _record.Record(tmp_path, {"seed": 0})
 
 
-def test_it_saves_and_loads(climbed, parts, tmp_path):
-    result, _, _ = climbed
+def test_it_saves_and_loads(compressed, parts, tmp_path):
+    result, _, _ = compressed
     result.save(tmp_path / "out")
     loaded = keras.models.load_model(tmp_path / "out" / "best.keras")
     np.testing.assert_array_equal(loaded.predict(parts[2][0], verbose=0), result.best.predict(parts[2][0], verbose=0))
@@ -246,7 +246,7 @@ def test_the_highest_rate_is_found(rate, expected):
 
 
 def test_the_users_settings_train_the_candidates(model, parts):
-    training = _stages.Training(model, _run._training_data(parts[0], 0), 1, taught=False)
+    training = _stages.Training(model, _run._training_data(parts[0], 0), 1, distilled=False)
     student = keras.models.clone_model(model)
     training.fit(student, 0.1)
     assert type(student.optimizer) is keras.optimizers.Adam
@@ -265,9 +265,9 @@ def test_the_smallest_kernels_are_left_out():
     assert _stages.large(plan.assign(affected=[500, 300, 200, 9])) == ["c", "b", "a"]
 
 
-def test_losing_zeros_or_values_is_noticed(climbed, model, parts):
+def test_losing_zeros_or_values_is_noticed(compressed, model, parts):
     """Negative controls of the check that every candidate passes."""
-    result, _, _ = climbed
+    result, _, _ = compressed
     paths = [layer.name for layer in result.best.layers if hasattr(layer, "kernel")]
     _stages.require_kept("cluster", result.best, result.best, paths, paths)
     _stages.require_kept("quantize", result.best, quantize.convert(result.best, calibration=parts[1][0]), paths, paths)

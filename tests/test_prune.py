@@ -27,11 +27,11 @@ def compile_(model, **options):
 
 def tfmot_flow(model, x, y, schedule, epochs):
     """The toolkit as its guide has it: a tf_keras model, wrapped whole, with its callback."""
-    twin = tf_keras.Sequential([
+    counterpart = tf_keras.Sequential([
         tf_keras.layers.InputLayer((8, 8, 1)), tf_keras.layers.Conv2D(8, 3, activation="relu"),
         tf_keras.layers.Flatten(), tf_keras.layers.Dense(16, activation="relu"), tf_keras.layers.Dense(4)])
-    twin.set_weights(model.get_weights())
-    wrapped = tfmot.sparsity.keras.prune_low_magnitude(twin, schedule)
+    counterpart.set_weights(model.get_weights())
+    wrapped = tfmot.sparsity.keras.prune_low_magnitude(counterpart, schedule)
     wrapped.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9),
                     tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     wrapped.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0,

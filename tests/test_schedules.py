@@ -390,7 +390,7 @@ def never():
 
 
 def test_keras_own_callback_crashes_with_a_schedule():
-    """What Plateau is for; if this fails, Keras has mended it."""
+    """What Plateau is for; if this fails, Keras has fixed it."""
     model = line(schedules.Linear(0.1, 100))
     own = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=1e9)
     with pytest.raises(TypeError, match="not settable"):

@@ -368,7 +368,7 @@ def test_it_learns_from_a_teacher(rng, wrap, activation):
     def student():
         hidden = keras.layers.Dense(8, "relu", kernel_regularizer="l2", name="hidden")
         return keras.Sequential([keras.Input((6,)), hidden,
-                                 keras.layers.Dense(3, activation=activation, name="answers")])
+                                 keras.layers.Dense(3, activation=activation, name="outputs")])
 
     x, y = rng.normal(size=(64, 6)), rng.integers(0, 3, 64)
     wrapped = wrap(student())

@@ -110,7 +110,7 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
     highest the user's optimizer has. Zeros and shared values must survive every later stage: that is checked, in the
     file too. The numbers in the result's table are from `test`, which nothing was trained on or chosen by.
 
-        "distill"    the original teaches all candidates (`distill.Logits`, half the loss)
+        "distill"    the original is the teacher of all candidates (`distill.Logits`, half the loss)
         "shrink"     share of the channels that stay: 0.875 ... 0.125
         "prune"      share of zeros: 0.4 ... 0.95, reached at half of the training
         "cluster"    values in a kernel: 128 ... 8; zeros stay

@@ -1,4 +1,4 @@
-"""The steps of the ladder: each takes a model and a strength, and gives a smaller model that was trained again."""
+"""The stages: each takes a model and a strength, and gives a smaller model that was trained again."""
 
 import itertools
 
@@ -21,24 +21,24 @@ _SMALL = 0.02                        # the smallest kernels, together this share
 
 
 class Training:
-    """How every candidate is trained: as the user compiled the model, for some epochs, taught by the original or not.
+    """How every candidate is trained: as the user compiled the model, for some epochs, distilled from it or not.
 
     Args:
       model: the compiled original.
       data: `() -> tf.data.Dataset` of training batches.
       epochs: of each training.
-      taught: does the original teach?
+      distilled: is the original the teacher?
     """
 
-    def __init__(self, model, data, epochs, taught):
-        self.data, self.epochs, self.teacher = data, epochs, model if taught else None
+    def __init__(self, model, data, epochs, distilled):
+        self.data, self.epochs, self.teacher = data, epochs, model if distilled else None
         self.steps = int(data().cardinality()) * epochs
         self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self.arguments = {name: value for name, value in compile_arguments(model).items() if name != "optimizer"}
         self.peak = max(map(peak, _inside(self.optimizer)))
         self.sample = _first_inputs(data(), 256)
-        if taught:
-            teach(model, _models.copy(model))              # refuses now what it cannot teach
+        if distilled:
+            distiller(model, _models.copy(model))              # refuses now what cannot be distilled
 
     def check(self, model):
         """Refuses now the data that no candidate could be trained on."""
@@ -58,12 +58,12 @@ class Training:
         optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
         for new, old in zip(_inside(optimizer), _inside(self.optimizer), strict=True):
             new.learning_rate = schedules.CosineDecay(peak(old) * rate, self.steps)
-        learner = model if self.teacher is None else teach(self.teacher, model)
+        learner = model if self.teacher is None else distiller(self.teacher, model)
         learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
         return learner
 
 
-def teach(teacher, student):
+def distiller(teacher, student):
     return distill.Distiller(teacher, student, distill.Logits(temperature=4.0))
 
 

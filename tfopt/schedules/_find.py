@@ -259,10 +259,10 @@ def _smooth(losses, width=3.0):
     offset = np.arange(len(losses)) - np.arange(len(losses))[:, None]
     weight = np.exp(-0.5 * (offset / width) ** 2)
     weight /= weight.sum(1, keepdims=True)
-    centre, mean = (weight * offset).sum(1), weight @ losses
-    spread = (weight * offset**2).sum(1) - centre**2
-    slope = ((weight * offset) @ losses - centre * mean) / spread
-    return mean - slope * centre, slope
+    center, mean = (weight * offset).sum(1), weight @ losses
+    spread = (weight * offset**2).sum(1) - center**2
+    slope = ((weight * offset) @ losses - center * mean) / spread
+    return mean - slope * center, slope
 
 
 def _valley(losses):
