@@ -198,7 +198,7 @@ def test_latency_is_between_its_quartiles_and_tells_slow_from_fast():
     table = report.compare({"wide": wide, "small": mlp()}, runs=15)
     for row in table.rows:
         assert 0 < row.latency_low_ms <= row.latency_ms <= row.latency_high_ms
-    assert table.rows[0].latency_ms > 2 * table.rows[1].latency_ms
+    assert table.rows[0].latency_low_ms > table.rows[1].latency_low_ms
 
 
 # ---- accuracy
@@ -410,8 +410,8 @@ X, Y = np.zeros((6, 4), "float32"), np.zeros(6, "int64")
 REFUSED = {
     "no model": (lambda: report.measure(3), TypeError, "report.measure needs a Keras 3 model"),
     "unbuilt": (lambda: report.measure(keras.Sequential([L.Dense(2)])), ValueError, "needs a built model"),
-    "no models": (lambda: report.compare({}), ValueError, r"needs \{name: model\}"),
-    "a list": (lambda: report.compare([mlp()]), ValueError, r"needs \{name: model\}"),
+    "no models": (lambda: report.compare({}), ValueError, "report.compare: `models` must be a dict"),
+    "no names": (lambda: report.compare(3), ValueError, "report.compare: `models` must be a dict"),
     "runs": (lambda: report.measure(mlp(), runs=0), ValueError, "`runs` must be a whole number >= 1"),
     "nan weights": (lambda: report.measure(diverged()), ValueError, "needs finite weights.*diverged"),
     "nan outputs": (lambda: report.measure(linear(), (X * math.nan, Y)), ValueError, "needs finite outputs.*18"),
@@ -420,20 +420,84 @@ REFUSED = {
     "too few outputs": (lambda: report.measure(mlp(), (X, Y + 3)), ValueError, r"below the number of outputs.*3\.0"),
     "broken labels": (lambda: report.measure(mlp(), (X, Y + .5)), ValueError, "whole numbers below"),
     "other labels": (lambda: report.measure(mlp(), (X, np.zeros((6, 2)))), ValueError, r"labels must fit.*\(6, 2\)"),
-    "lengths": (lambda: report.measure(mlp(), (X, Y[:3])), ValueError, r"one length.*\[3, 6\]"),
-    "empty": (lambda: report.measure(mlp(), (X[:0], Y[:0])), ValueError, "must not be empty"),
-    "no pair": (lambda: report.measure(mlp(), X), ValueError, r"must be \(x, y\) arrays.*ndarray"),
-    "other inputs": (lambda: report.measure(mlp(), (X[:, :2], Y)), ValueError, r"shape of the model's inputs.*\(2,\)"),
-    "two outputs": (lambda: report.measure(two_outputs(), (X, Y)), ValueError, "one output.*outputs=2"),
-    "empty dataset": (lambda: report.measure(mlp(), batches().take(0)), ValueError, "must not be empty"),
-    "endless dataset": (lambda: report.measure(mlp(), batches().repeat()), ValueError, "must end.*data.take"),
-    "no batches": (lambda: report.measure(mlp(), batches().unbatch()), ValueError, "shape of the model's inputs"),
-    "no labels": (lambda: report.measure(mlp(), batches().map(lambda x, y: x)), ValueError, r"must yield \(x, y\)"),
+    "lengths": (lambda: report.measure(mlp(), (X, Y[:3])), ValueError, r"one length.*\(3,\)"),
+    "empty": (lambda: report.measure(mlp(), (X[:0], Y[:0])), ValueError, "at least one example"),
+    "no pair": (lambda: report.measure(mlp(), X), ValueError, "must hold targets too"),
+    "other inputs": (lambda: report.measure(mlp(), (X[:, :2], Y)), ValueError, r"the model's inputs.*\(6, 2\)"),
+    "two outputs": (lambda: report.measure(two_outputs(), (X, Y)), ValueError, "labels for each output"),
+    "empty dataset": (lambda: report.measure(mlp(), batches().take(0)), ValueError, "at least one batch"),
+    "endless dataset": (lambda: report.measure(mlp(), batches().repeat()), ValueError, "must end"),
+    "no batches": (lambda: report.measure(mlp(), batches().unbatch()), ValueError, "Put the examples in batches first"),
+    "no labels": (lambda: report.measure(mlp(), batches().map(lambda x, y: x)), ValueError, "must hold targets too"),
     "cost": (lambda: report.compare({"a": mlp()}, runs=1).plot(x="price"), ValueError, "`x` must be one of"),
     "no accuracy": (lambda: report.compare({"a": mlp()}, runs=1).plot(), ValueError, "Pass `data`"),
     "no history": (lambda: report.curves({}), ValueError, "at least one epoch"),
     "history": (lambda: report.curves(3), ValueError, "needs a History"),
 }
+
+
+def test_a_list_of_models_is_called_by_their_names():
+    first, second = keras.Sequential([keras.Input((4,)), L.Dense(2)], name="net"), mlp()
+    assert list(report.compare([first, second, first], runs=1).frame.index) == ["net 1", second.name, "net 2"]
+
+
+def test_several_inputs_and_outputs_are_scored_by_output(rng):
+    image, meta = keras.Input((8, 8, 1), name="image"), keras.Input((5,), name="meta")
+    h = L.Concatenate()([L.Flatten()(L.Conv2D(4, 3)(image)), meta])
+    outputs = {"price": L.Dense(1)(h), "kind": L.Dense(3)(h)}
+    model = keras.Model({"image": image, "meta": meta}, outputs)
+    x = {"meta": rng.normal(size=(40, 5)).astype("float32"), "image": rng.normal(size=(40, 8, 8, 1)).astype("float32")}
+    y = {"price": x["meta"][:, 0], "kind": rng.integers(0, 3, 40)}
+    found = model.predict(x, verbose=0)
+    right = np.mean(found["kind"].argmax(-1) == y["kind"]), np.abs(found["price"][:, 0] - y["price"]).mean()
+    for data in ((x, y), tf.data.Dataset.from_tensor_slices((x, y)).batch(16)):
+        table = report.compare({"both": model}, data, runs=1)
+        row = table.frame.loc["both"]
+        assert (row.kind_accuracy, row.price_mae) == pytest.approx(right, rel=1e-5)
+        assert "kind: accuracy %" in str(table)
+        assert table.rows[0].outputs["price"]["examples"] == 40
+    listed = keras.Model([image, meta], list(outputs.values()))
+    row = report.measure(listed, ([x["image"], x["meta"]], [y["price"], y["kind"]]), runs=1)
+    assert [next(iter(part)) for part in row.outputs.values()] == ["mae", "accuracy"]
+
+
+@pytest.mark.parametrize(("loss", "right"), [
+    (keras.losses.BinaryCrossentropy(from_logits=True), .8), ("binary_crossentropy", .2),
+    (keras.losses.BinaryCrossentropy(), .2), (None, .2)])
+def test_the_loss_says_what_a_binary_output_is(loss, right):
+    model = keras.Sequential([keras.Input((1,)), L.Dense(1, use_bias=False)])
+    model.set_weights([np.ones((1, 1))])
+    if loss is not None:
+        model.compile("adam", loss)
+    x, y = np.array([[.1], [.2], [.3], [.4], [.05]], "float32"), np.array([1, 1, 1, 1, 0])
+    from tfopt import quantize
+    lite = quantize.convert(model, "float32")
+    frame = report.compare({"file": lite, "model": model}, (x, y), runs=1).frame
+    assert frame.accuracy.tolist() == pytest.approx([right, right])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_prints_whole_at_any_width(monkeypatch, rng, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    x, y = rng.normal(size=(20, 4)).astype("float32"), rng.integers(0, 3, 20)
+    table = report.compare({"a model with quite a name": mlp(), "b": mlp()}, (x, y), runs=1)
+    lines = str(table).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [cell.strip() for line in lines if line.startswith("| model") for cell in line.strip("|").split("|")]
+    whole = [cell.strip() for cell in table.markdown().splitlines()[0].strip("|").split("|")]
+    assert list(dict.fromkeys(heads)) == whole
+    assert (len(heads) > len(whole)) == (width == 80)
+
+
+def test_a_file_is_as_fast_in_company_as_alone():
+    """Cold after its neighbor a file was three times slower; half more is for machines with other work."""
+    from tfopt import quantize
+    lite = quantize.convert(mlp(), "float32")
+    alone, beside = [], []
+    for _ in range(5):
+        alone.append(report.measure(lite).latency_ms)
+        beside.append(report.compare({"model": mlp(), "file": lite}).rows[1].latency_ms)
+    assert min(beside) < 1.5 * min(alone)
 
 
 def batches():

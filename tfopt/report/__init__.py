@@ -2,8 +2,9 @@
 
 from ._figures import curves
 from ._measure import compare, measure
+from ._table import Row, Table
 
-__all__ = ["compare", "curves", "measure"]
+__all__ = ["Row", "Table", "compare", "curves", "measure"]
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,7 @@
 """The two figures: accuracy against cost, and a training run."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -7,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from .. import _plots
 from .._check import require
 from .._keras import keras
-from .._plots import BLUE, COLORS, GRAY, INK, canvas, front
+from .._plots import BLUE, COLORS, GRAY, INK, Figure, canvas, front
 
 COSTS = {"gzip": ("gzip size, kB", 1e3), "bytes": ("size, kB", 1e3), "parameters": ("parameters, thousands", 1e3),
          "nonzeros": ("non-zero parameters, thousands", 1e3), "macs": ("multiply-accumulates, millions", 1e6),
@@ -70,11 +72,11 @@ def _label(figure, axes, names, xs, ys, bars):
         taken.append((box.x0, box.y0, box.x1, box.y1))
 
 
-def curves(history):
-    """Draws training runs: a panel for each metric, solid on the training data, dashed on the validation data.
+def curves(history: Any) -> Figure:
+    """Learning curves: a panel for each metric, solid on the training data, dashed on the validation data.
 
     Args:
-      history: what `fit` returned, or its `.history`; or `{name: either}` for several runs in one picture.
+      history: what `fit` returned, or its `.history`; or `{name: either}` for several runs in one figure.
 
     Returns:
       The matplotlib Figure; `figure.savefig(path)` saves it.

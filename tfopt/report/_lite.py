@@ -12,6 +12,8 @@ from ._size import packed_size
 class LiteSubject:
     """A `quantize.LiteModel` that is being measured; a sibling of `Subject`."""
 
+    output_names, logits = (), None                                  # the file does not say
+
     def __init__(self, model):
         self.model = model
         self.predict = model.predict

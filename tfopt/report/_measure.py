@@ -1,32 +1,38 @@
 """What is measured of a model, and how."""
 
 import contextlib
-import functools
-import operator
-import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _models
-from .._check import require, require_number
-from .._keras import fresh_inputs, graph_of, keras, tf
-from . import _macs, _traced
+from .. import _data, _models
+from .._check import TEXT, Rule, Whole, checked, require
+from .._keras import keras
+from .._typing import Data
 from ._score import score
-from ._size import packed_size
+from ._speed import latency
+from ._subject import Subject, is_lite
 from ._table import Row, Table
 
+if TYPE_CHECKING:
+    from ..quantize import LiteModel
+
 BATCH = 256
-WARM_UP = 5
+MODELS = Rule("a dict {name: model} or a list of models, not empty",
+              lambda value: isinstance(value, dict | list | tuple) and len(value) > 0
+              and (not isinstance(value, dict) or all(isinstance(name, str) for name in value)))
 
 
-def measure(model, data=None, *, name=None, runs=100):
-    """Measures one model: size, work, speed and, on data, accuracy.
+@checked(name=TEXT, runs=Whole(low=1))
+def measure(model: "keras.Model | LiteModel", data: Data | None = None, *, name: str | None = None,
+            runs: int = 100) -> Row:
+    """Evaluation of one model: size, multiply-accumulates, latency and, on data, accuracy.
 
     What each column means, and how it is measured, stands under `compare`, which several models should share.
 
     Args:
       model: a built Keras model or a `quantize.LiteModel`.
-      data: `(x, y)` arrays or a tf.data.Dataset of such batches; None leaves the accuracy out.
+      data: `(x, y)` as `fit` takes it; None leaves the accuracy out.
       name: what the row is called; None for the model's own name.
       runs: timed calls, >= 1.
 
@@ -42,11 +48,13 @@ def measure(model, data=None, *, name=None, runs=100):
       >>> row.parameters, row.nonzeros, row.macs, row.bytes        # 4*8 + 8 + 8*3 + 3; biases start at zero
       (67, 56, 56, 268)
     """
-    return _compare({name or getattr(model, "name", "model"): model}, data, "", runs, "report.measure").rows[0]
+    return _compare({name or _name_of(model): model}, data, "", runs, "report.measure").rows[0]
 
 
-def compare(models, data=None, *, title="", runs=100):
-    """Measures models side by side, in one table.
+@checked(models=MODELS, title=TEXT, runs=Whole(low=1))
+def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | LiteModel]", data: Data | None = None, *,
+            title: str = "", runs: int = 100) -> Table:
+    """Evaluation of models side by side: size, multiply-accumulates, latency and accuracy in one table.
 
     | column | meaning |
     |---|---|
@@ -57,22 +65,27 @@ def compare(models, data=None, *, title="", runs=100):
     | `gzip` | the same bytes through gzip at its default level, 6 |
     | `integer_ops` | share of a LiteModel's operations that compute in integers |
     | `latency_ms` | median milliseconds for one example; `latency_low_ms`, `latency_high_ms`: quartiles |
-    | `accuracy` | share of right answers; `low`, `high`: Wilson's 95% interval |
+    | `accuracy` | share of right predictions; `low`, `high`: Wilson's 95% interval |
     | `mae` | mean absolute error, where the labels are no classes; `low`, `high`: its 95% interval (normal) |
     | `examples` | how many the accuracy or error was seen on |
     | `notes` | what could not be measured, and why |
 
-    Timed calls take turns between the models, so that a busy moment hits all of them alike. A Keras model runs as a
-    compiled graph with TensorFlow's threads, a LiteModel in LiteRT with one thread. The models are left as they were,
-    random states included.
+    Where a model has several outputs, accuracy or error, interval and examples stand in columns of each output:
+    `<output>_accuracy`, `<output>_low` and so on, also in `row.outputs`.
+
+    Timed calls take turns between the models, so that a busy moment hits all of them alike, and follow untimed ones, so
+    that each model is warm. A Keras model runs as a compiled graph with TensorFlow's threads, a LiteModel in LiteRT
+    with one thread. The models are left as they were, random states included.
 
     Args:
-      models: `{name: model}`, not empty: built Keras models and `quantize.LiteModel`s. Functional and Sequential models
-        are measured whole; in a subclassed one the multiply-accumulates cannot be counted, which stands in the notes.
-      data: `(x, y)` arrays or a tf.data.Dataset of such batches, finite and not empty. Labels may be integers (also
-        one per position), one-hot, 0/1 for a model with one output (a probability, or a logit if any answer leaves
-        0..1), or 0/1 for each of many outputs (then all must be right). Any others are taken as numbers: `mae`.
-      title: stands above the table and in its picture: what data this is.
+      models: `{name: model}` or a list of models, which are called by their names: built Keras models and
+        `quantize.LiteModel`s. In a subclassed model the multiply-accumulates are counted on `data`.
+      data: `(x, y)` as `fit` takes it: arrays, tables, dicts or lists of them for several inputs and outputs, a
+        tf.data.Dataset or PyDataset of batches; sample weights are not used. Labels may be integers (also one per
+        position), one-hot, 0/1 for a model with one output, or 0/1 for each of many outputs (then all must be right).
+        Whether one output is a logit (threshold 0) or a probability (0.5) says the compiled loss, else a sigmoid at the
+        end, else the Keras models beside it, else its range. Any other labels are taken as numbers: `mae`.
+      title: stands above the table and in its figure: what data this is.
       runs: timed calls of each model, >= 1.
 
     Returns:
@@ -100,178 +113,96 @@ def compare(models, data=None, *, title="", runs=100):
     return _compare(models, data, title, runs, "report.compare")
 
 
+def _name_of(model):
+    return getattr(model, "name", None) or "model"
+
+
+def _named(models):
+    """{name: model}; models of one name are numbered."""
+    if isinstance(models, dict):
+        return models
+    names = [_name_of(model) for model in models]
+    return {f"{name} {names[:i].count(name) + 1}" if names.count(name) > 1 else name: model
+            for i, (name, model) in enumerate(zip(names, models, strict=True))}
+
+
 def _compare(models, data, title, runs, caller):
-    require(isinstance(models, dict) and models, f"{caller} needs {{name: model}}, not empty", models=models)
-    require_number("runs", runs, low=1, integer=True)
-    batches = _batches(data, caller)
-    example = _first(batches) if batches else None
-    subjects = {name: _subject(model, name, example, caller) for name, model in models.items()}
+    models = _named(models)
+    for model in models.values():
+        if not is_lite(model):
+            _models.require_model(model, caller)
+    source = None if data is None else _data.read(data, _first_inputs(models), targets="required")
+    example = None if source is None else source.head(1).x
+    subjects = {name: _subject(model, name, example) for name, model in models.items()}
     with contextlib.ExitStack() as stack:
         for subject in subjects.values():
             stack.enter_context(subject.unchanged())
         facts = {name: subject.facts() for name, subject in subjects.items()}
-        speeds = _latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
-        scores = _scores(subjects, batches, caller) if batches else {}
+        speeds = latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
+        scores = {} if source is None else _scores(subjects, source)
     return Table([Row(name=name, **facts[name], **speeds.get(name, {}), **scores.get(name, {})) for name in models],
                  title)
 
 
-def _subject(model, name, example, caller):
-    if _comes_from(model, "tfopt.quantize._lite"):
+def _first_inputs(models):
+    """The inputs of the first model that says what they are, nested as it takes them."""
+    for model in models.values():
+        if is_lite(model):
+            return model.inputs
+        if (graph := Subject.graph_in(model)) is not None:
+            return graph.input
+    return None
+
+
+def _subject(model, name, example):
+    if is_lite(model):
         from ._lite import LiteSubject
         return LiteSubject(model)
-    return Subject(model, name, example, caller)
+    return Subject(model, name, example)
 
 
-def _comes_from(model, module):
-    """Is of a class of `module`, without importing that: TFMOT would come along."""
-    return any(f"{kind.__module__}.".startswith(f"{module}.") for kind in type(model).__mro__)
-
-
-class Subject:
-    """A Keras model that is being measured."""
-
-    def __init__(self, model, name, example, caller):
-        _models.require_model(model, caller)
-        self.model, self.name, self.notes = model, name, []
-        bridged = _comes_from(model, "tfopt._bridge")
-        self.graph = graph = graph_of(model.base if bridged else model)
-        if bridged or _comes_from(model, "tfopt.quantize._train"):
-            self.notes.append("still wrapped, its masks and ranges are counted: measure what strip or convert returns")
-        self.weights = [np.asarray(w) for w in model.weights]
-        require(all(np.isfinite(w.astype("float32")).all() for w in self.weights), f"{caller} needs finite weights",
-                model=name, do="It diverged: train it again with a smaller learning rate.")
-        if example is not None and graph is not None:
-            _require_fit(graph, example, name, caller)
-        self.example = example if example is not None else _zeros(graph)
-        if self.example is None:
-            self.notes.append("latency and macs need `data`: the input's shape is not fixed")
-
-    @functools.cached_property
-    def macs(self):
-        """(multiply-accumulates or None, names of what they leave out)."""
-        if self.example is None:
-            return None, ()
-        if self.graph is not None:
-            return _macs.count(self.graph, self.example)
-        total, left = _traced.count(lambda x: self.model(x, training=False), self.example)
-        return total, (type(self.model).__name__,) if left else ()
-
-    def facts(self):
-        macs, unknown = self.macs
-        notes = [*self.notes, *(f"macs leave out {name}: a loop or an unknown shape" for name in unknown)]
-        raw, packed = packed_size(self.weights)
-        return dict(parameters=sum(w.size for w in self.weights), macs=macs, bytes=raw, gzip=packed,
-                    nonzeros=sum(int(np.count_nonzero(w)) for w in self.weights), notes=tuple(notes))
-
-    @functools.cached_property
-    def predict(self):
-        """Compiled `batch -> outputs` for any size of batch."""
-        return self._compiled(None)
-
-    @functools.cached_property
-    def call(self):
-        """`() -> None`: one example through the compiled graph, until its answer is there; None without an example."""
-        if self.example is None:
-            return None
-        run, inputs = self._compiled(1), keras.tree.map_structure(tf.constant, self.example)
-        return lambda: [np.asarray(y) for y in keras.tree.flatten(run(inputs))]
-
-    @contextlib.contextmanager
-    def unchanged(self):
-        """Puts back what running a model may move: random states and the memory of stateful layers."""
-        weights = {id(w) for w in self.model.weights}
-        states = [(v, np.asarray(v).copy()) for v in self.model.variables if id(v) not in weights]
-        try:
-            yield
-        finally:
-            for variable, value in states:
-                variable.assign(value)
-
-    def _compiled(self, batch):
-        """`inputs -> outputs`, traced at once: of models that are traced by their first call TensorFlow warns."""
-        spec = keras.tree.map_structure(lambda x: tf.TensorSpec([batch, *x.shape[1:]], x.dtype), self.example)
-        run = tf.function(lambda x: self.model(x, training=False), input_signature=[spec]).get_concrete_function()
-        return lambda x: run(*map(tf.convert_to_tensor, keras.tree.flatten(x)))
-
-
-def facts_of(model, example, *, runs, caller):
-    """({column: value} of size, work and, if there are `runs`, latency; names of what the multiply-accumulates leave
-    out) of a model, for a limit or an objective."""
-    subject = Subject(model, model.name, example, caller)
+def facts_of(model: keras.Model, example: Any, *, runs: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """({column: value} of size, work and, if there are `runs`, latency; what the multiply-accumulates leave out)."""
+    subject = Subject(model, model.name, example)
     with subject.unchanged():
         facts = subject.facts()
-        speed = _latency({"": subject.call}, runs).get("", {}) if runs and subject.call else {}
+        speed = latency({"": subject.call}, runs)[""] if runs and subject.call else {}
     return {**facts, **speed}, subject.macs[1]
 
 
-def _latency(calls, runs):
-    """{name: median and quartiles in ms}, the calls taking turns."""
-    seconds = {name: [] for name in calls}
-    for turn in range(-WARM_UP, runs):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    columns = "latency_low_ms", "latency_ms", "latency_high_ms"
-    return {name: dict(zip(columns, map(float, 1e3 * np.quantile(spent, [.25, .5, .75])), strict=True))
-            for name, spent in seconds.items()}
-
-
-def _scores(subjects, batches, caller):
-    labels, outputs = [], {name: [] for name in subjects}
-    for x, y in batches():
-        labels.append(np.asarray(y))
+def _scores(subjects, source):
+    """{name: columns of accuracy or error} of all models on the same batches."""
+    labels, outputs = {}, {name: {} for name in subjects}
+    for x, y, _ in source.batches(BATCH):
         for name, subject in subjects.items():
-            answers = keras.tree.flatten(subject.predict(x))
-            require(len(answers) == 1, f"{caller} scores models with one output", model=name, outputs=len(answers),
-                    do="Leave `data` out, or pass keras.Model(model.input, one_output).")
-            outputs[name].append(np.asarray(answers[0], "float32"))
-    labels = np.concatenate(labels)
-    return {name: score(np.concatenate(parts), labels, name, caller) for name, parts in outputs.items()}
+            for output, values in _by_output(subject.predict(x), subject.output_names).items():
+                outputs[name].setdefault(output, []).append(np.asarray(values, "float32"))
+            for output, values in _by_output(y, subject.output_names or list(outputs[name])).items():
+                labels.setdefault((name, output), []).append(np.asarray(values))
+    logits = [subject.logits for subject in subjects.values() if subject.logits is not None]
+    found = {}
+    for name, subject in subjects.items():
+        middle = subject.logits if subject.logits is not None else logits[0] if len(set(logits)) == 1 else None
+        parts = _scores_of(name, outputs[name], {out: rows for (of, out), rows in labels.items() if of == name}, middle)
+        found[name] = next(iter(parts.values())) if len(parts) == 1 else {"outputs": parts}
+    return found
 
 
-def _batches(data, caller):
-    """`() -> iterator of (x, y) batches`, or None without data."""
-    if data is None:
-        return None
-    if isinstance(data, tf.data.Dataset):
-        require(isinstance(data.element_spec, tuple) and len(data.element_spec) == 2,
-                f"{caller}: `data` must yield (x, y)", element_spec=data.element_spec,
-                do="Use data.map to leave the rest out.")
-        require(data.cardinality() != tf.data.INFINITE_CARDINALITY, f"{caller}: `data` must end",
-                data="an infinite dataset", do="Use data.take(n).")
-        require(next(iter(data), None) is not None, f"{caller}: `data` must not be empty", data="0 batches")
-        return lambda: iter(data)
-    require(isinstance(data, tuple | list) and len(data) == 2,
-            f"{caller}: `data` must be (x, y) arrays or a tf.data.Dataset", data=type(data).__name__)
-    x, y = keras.tree.map_structure(np.asarray, data[0]), np.asarray(data[1])
-    lengths = {len(a) if a.ndim else 0 for a in [*keras.tree.flatten(x), y]}
-    require(len(lengths) == 1, f"{caller}: x and y must be of one length", lengths=sorted(lengths))
-    count = lengths.pop()
-    require(count, f"{caller}: `data` must not be empty", x=np.shape(data[0]), y=y.shape)
-    parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    return lambda: ((keras.tree.map_structure(operator.itemgetter(part), x), y[part]) for part in parts)
+def _scores_of(name, outputs, labels, logits):
+    if len(outputs) == len(labels) == 1:
+        labels = dict(zip(outputs, labels.values(), strict=True))
+    require(set(labels) == set(outputs), "y must hold labels for each output of the model", model=name,
+            outputs=sorted(outputs), labels=sorted(labels), do="Pass y as a dict by output, or a list in their order.")
+    several = len(outputs) > 1
+    return {output: score(np.concatenate(parts), np.concatenate(labels[output]),
+                          f"{name}, output {output}" if several else name, None if several else logits)
+            for output, parts in outputs.items()}
 
 
-def _first(batches):
-    return keras.tree.map_structure(lambda a: np.asarray(a)[:1], next(batches())[0])
-
-
-def _zeros(graph):
-    """One example of zeros, or None where the shape is not known."""
-    inputs = fresh_inputs(graph) if graph is not None else None
-    if inputs is None or any(None in x.shape[1:] for x in keras.tree.flatten(inputs)):
-        return None
-    return keras.tree.map_structure(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), inputs)
-
-
-def _require_fit(graph, example, name, caller):
-    wanted = [tuple(x.shape[1:]) for x in graph.inputs]
-    given = [tuple(x.shape[1:]) for x in keras.tree.flatten(example)]
-    fits = len(wanted) == len(given) and all(
-        len(w) == len(g) and all(a in (None, b) for a, b in zip(w, g, strict=True))
-        for w, g in zip(wanted, given, strict=True))
-    require(fits, f"{caller}: x must have the shape of the model's inputs", model=name, inputs=wanted, x=given,
-            do="Batches are counted in front: (examples, *shape).")
+def _by_output(values, names):
+    """{output: array}: a dict as it is, a list by the names of the outputs."""
+    if isinstance(values, dict):
+        return {key: part for key, part in values.items() if part is not None}
+    parts = list(values) if isinstance(values, list | tuple) else [values]
+    known = names if len(names) == len(parts) else [f"output_{i}" for i in range(len(parts))]
+    return dict(zip(known, parts, strict=True))

@@ -12,19 +12,22 @@ Z = 1.959963984540054                                                # 97.5% of 
 def wilson(right, examples):
     """Wilson's 95% interval of a share: `right` of `examples`."""
     share, n = right / examples, examples
-    centre = share + Z * Z / (2 * n)
+    center = share + Z * Z / (2 * n)
     reach = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0., (centre - reach) / (1 + Z * Z / n)), min(1., (centre + reach) / (1 + Z * Z / n))
+    return max(0., (center - reach) / (1 + Z * Z / n)), min(1., (center + reach) / (1 + Z * Z / n))
 
 
-def score(outputs, labels, name, caller):
-    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples."""
-    require(np.issubdtype(labels.dtype, np.number) or labels.dtype == bool, f"{caller}: labels must be numbers",
+def score(outputs, labels, name, logits=None):
+    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples.
+
+    `logits` says of a binary output whether it is a logit or a probability; None: its range decides.
+    """
+    require(np.issubdtype(labels.dtype, np.number) or labels.dtype == bool, "labels must be numbers",
             dtype=str(labels.dtype), do="Use keras.layers.StringLookup or pandas.factorize.")
     labels = labels.astype("float64")
-    require(np.isfinite(labels).all(), f"{caller}: labels must be finite", not_finite=int((~np.isfinite(labels)).sum()),
+    require(np.isfinite(labels).all(), "labels must be finite", not_finite=int((~np.isfinite(labels)).sum()),
             of=labels.size)
-    require(np.isfinite(outputs).all(), f"{caller} needs finite outputs", model=name,
+    require(np.isfinite(outputs).all(), "a model needs finite outputs", model=name,
             not_finite=int((~np.isfinite(outputs)).sum()), of=outputs.size,
             do="Look for NaN in x, or for an overflow in float16.")
     if outputs.ndim == 1:
@@ -33,9 +36,9 @@ def score(outputs, labels, name, caller):
         labels = labels[..., None]
     classes = outputs.shape[-1]
     require(labels.shape[:-1] == outputs.shape[:-1] and labels.shape[-1] in (1, classes),
-            f"{caller}: labels must fit the outputs", model=name, labels=labels.shape, outputs=outputs.shape,
+            "labels must fit the outputs", model=name, labels=labels.shape, outputs=outputs.shape,
             do="Pass integers, or one column per output.")
-    hits = _hits(outputs, labels, classes, name, caller)
+    hits = _hits(outputs, labels, classes, name, logits)
     if hits is None:
         errors = np.abs(outputs - labels).reshape(len(labels), -1).mean(axis=1)
         mean, reach = errors.mean(), Z * errors.std() / math.sqrt(len(errors))
@@ -45,15 +48,17 @@ def score(outputs, labels, name, caller):
     return dict(accuracy=share, low=low, high=high, examples=len(hits))
 
 
-def _hits(outputs, labels, classes, name, caller):
-    """Which answers are right, or None where the labels are no classes."""
+def _hits(outputs, labels, classes, name, logits):
+    """Which predictions are right, or None where the labels are no classes."""
     binary = np.isin(labels, (0, 1)).all()
     if classes == 1 or (labels.shape[-1] == classes and binary and not _shares(labels)):
-        middle = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.
+        if logits is None:
+            logits = outputs.min() < 0 or outputs.max() > 1
+        middle = 0. if logits else 0.5
         return ((outputs > middle) == labels).all(axis=-1) if binary else None
     if labels.shape[-1] == 1:
         known = (labels == labels.round()) & (labels >= 0) & (labels < classes)
-        require(known.all(), f"{caller}: labels must be whole numbers below the number of outputs", model=name,
+        require(known.all(), "labels must be whole numbers below the number of outputs", model=name,
                 outputs=classes, wrong=labels[~known][:3].tolist())
         return outputs.argmax(axis=-1) == labels[..., 0]
     return outputs.argmax(axis=-1) == labels.argmax(axis=-1) if _shares(labels) else None

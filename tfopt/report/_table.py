@@ -3,17 +3,37 @@
 import dataclasses
 import functools
 import html
+import shutil
+from collections.abc import Iterable
 
 import pandas as pd
 
 from .. import _plots
 from .._check import require
+from .._plots import Figure
+from .._tables import Frame
+from .._typing import PathLike
 from . import _figures
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was measured of one model; None where it was not. The columns are explained under `compare`."""
+    """Evaluation of one model: its size, work, speed and accuracy; None where something was not measured.
+
+    The columns are explained under `compare`. `outputs` holds accuracy or error by output where there are several.
+
+    Args:
+      name: of the model.
+      parameters, nonzeros, macs, bytes, gzip, integer_ops: size and work.
+      latency_ms, latency_low_ms, latency_high_ms: speed.
+      accuracy, mae, low, high, examples: on data.
+      outputs: {output: {accuracy or mae, low, high, examples}}.
+      notes: what could not be measured.
+
+    Example:
+      >>> Row("small", parameters=10, nonzeros=9, macs=8, bytes=40, gzip=30).nonzeros
+      9
+    """
 
     name: str
     parameters: int
@@ -30,42 +50,65 @@ class Row:
     low: float | None = None
     high: float | None = None
     examples: int | None = None
+    outputs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 class Table:
-    """Rows side by side.
+    """Evaluations of models side by side. Prints as text, whole at any width; shows as HTML in a notebook.
 
     Attributes:
-      rows: list of rows.
+      rows: list of `Row`.
       title: what stands above.
       frame: pandas DataFrame, one line per model, the rows' attributes as columns, numbers in full.
+
+    Args:
+      rows, title: as above.
+
+    Example:
+      >>> Table([Row("small", parameters=10, nonzeros=9, macs=8, bytes=40, gzip=30)])
+      | model | parameters | non-zeros | MACs | bytes | gzip |
+      | ----- | ---------: | --------: | ---: | ----: | ---: |
+      | small |         10 |         9 |    8 |  40 B | 30 B |
     """
 
-    def __init__(self, rows, title=""):
+    def __init__(self, rows: Iterable[Row], title: str = ""):
         self.rows, self.title = list(rows), title
 
     @functools.cached_property
-    def frame(self):
-        frame = pd.DataFrame([dataclasses.asdict(row) for row in self.rows]).set_index("name").rename_axis("model")
-        return frame.assign(notes=["; ".join(row.notes) for row in self.rows])
+    def frame(self) -> pd.DataFrame:
+        """The numbers in full."""
+        records = []
+        for row in self.rows:
+            record = dataclasses.asdict(row)
+            record |= {f"{output}_{key}": value for output, part in record.pop("outputs").items()
+                       for key, value in part.items()}
+            records.append({**record, "notes": "; ".join(row.notes)})
+        return Frame(records).set_index("name").rename_axis("model")
 
-    def markdown(self):
+    def markdown(self) -> str:
         """The table for people, as aligned markdown; below it what could not be measured."""
-        head, *lines = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        text = [[cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
-                 enumerate(zip(line, widths, strict=True))] for line in (head, rule, *lines)]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in text)
-        return "\n\n".join([*([f"**{self.title}**"] if self.title else []), text,
+        return self._text(None)
+
+    def _text(self, width):
+        """The table in blocks of columns that fit the width; in one block without a width."""
+        columns = [_aligned(column, left=i == 0) for i, column in enumerate(zip(*self._cells(), strict=True))]
+        first, *rest = columns
+        blocks = [[first]]
+        for column in rest:
+            room = sum(len(other[0]) + 3 for other in blocks[-1]) + len(column[0]) + 4
+            if width is not None and room > width and len(blocks[-1]) > 1:
+                blocks.append([first])
+            blocks[-1].append(column)
+        texts = ["\n".join(f"| {' | '.join(line)} |" for line in zip(*block, strict=True)) for block in blocks]
+        return "\n\n".join([*([f"**{self.title}**"] if self.title else []), *texts,
                             *(f"{row.name}: {note}." for row in self.rows for note in row.notes)])
 
-    def plot(self, path=None, *, x="gzip"):
+    def plot(self, path: PathLike | None = None, *, x: str = "gzip") -> Figure:
         """Draws accuracy against cost; the line joins the models that no other beats in both (1% of cost is a tie).
 
         Args:
-          path: where the picture is saved (.png, .svg, .pdf); None saves nothing.
+          path: where the figure is saved (.png, .svg, .pdf); None saves nothing.
           x: the cost: `gzip`, `bytes`, `parameters`, `nonzeros`, `macs` or `latency_ms`.
 
         Returns:
@@ -74,12 +117,12 @@ class Table:
         require(x in _figures.COSTS, f"`x` must be one of {', '.join(_figures.COSTS)}", x=x)
         return _plots.save(_figures.pareto(self.rows, x, self.title), path)
 
-    def __str__(self):
-        return self.markdown().replace("**", "")
+    def __str__(self) -> str:
+        return self._text(shutil.get_terminal_size().columns).replace("**", "")
 
     __repr__ = __str__
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         head, *lines = [[html.escape(cell) for cell in line] for line in self._cells()]
         rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
         notes = "".join(f"<p>{html.escape(f'{row.name}: {note}.')}</p>" for row in self.rows for note in row.notes)
@@ -90,8 +133,24 @@ class Table:
     def _cells(self):
         """Head and lines as text, without the columns that nobody has."""
         columns = {head: [show(row) for row in self.rows] for head, show in COLUMNS.items()}
+        for output in dict.fromkeys(output for row in self.rows for output in row.outputs):
+            for head in ("accuracy %", "mean abs. error"):
+                columns[f"{output}: {head}"] = [_of_output(row, output, head) for row in self.rows]
         columns = {head: cells for head, cells in columns.items() if any(cells)}
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
+
+
+def _aligned(column, left):
+    """The cells of a column at one width, with the rule under its head."""
+    width = max(map(len, column))
+    rule = "-" * width if left else "-" * (width - 1) + ":"
+    head, *cells = (cell.ljust(width) if left else cell.rjust(width) for cell in column)
+    return [head, rule, *cells]
+
+
+def _of_output(row, output, head):
+    part = {"accuracy": None, "mae": None, **row.outputs.get(output, {})}
+    return COLUMNS[head](dataclasses.replace(row, **part))
 
 
 def _short(value, unit=""):

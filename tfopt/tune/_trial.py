@@ -282,8 +282,7 @@ def measured(model, batches, wanted):
     wanted = {name for name in wanted if name in MEASURED} - {"params"}
     if not wanted:
         return facts
-    found, uncounted = facts_of(model, example_of(batches), runs=50 if "latency_ms" in wanted else 0,
-                                caller="tune.Search")
+    found, uncounted = facts_of(model, example_of(batches), runs=50 if "latency_ms" in wanted else 0)
     facts.update({name: found.get(MEASURED[name]) for name in wanted})
     require(all(facts[name] is not None for name in wanted) and not ("macs" in wanted and uncounted),
             "tune.Search cannot measure what limits and objectives ask of this model", asked=sorted(wanted),
