@@ -96,6 +96,24 @@ def test_blocks_go_together(rng):
     assert (blocks == 4).mean() == pytest.approx(0.5, abs=0.01)
 
 
+def test_blocks_that_do_not_divide_begin_at_the_corner():
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, name="dense")])
+    kernel = np.abs(model.get_layer("dense").kernel.numpy())
+    wrapped = prune.wrap(model, 0.5, block=(1, 4))
+    wrapped.compile(keras.optimizers.SGD(0.0), "mse")
+    wrapped.fit(np.ones((4, 10)), np.ones((4, 10)), verbose=0)
+    means = np.stack([kernel[:, start:start + 4].mean(axis=1) for start in (0, 4, 8)], axis=1)
+    kept = np.repeat(means >= np.sort(means.ravel())[-15], 4, axis=1)[:, :10]
+    np.testing.assert_array_equal(prune.strip(wrapped).get_layer("dense").kernel.numpy() != 0, kept)
+
+
+def test_a_share_for_each_layer(rng):
+    wrapped, (x, y) = compile_(prune.wrap(cnn(), {"hidden": 0.75, "logits": 0.25})), digits(rng)
+    wrapped.fit(x, y, batch_size=32, verbose=0)
+    assert prune.sparsities(wrapped) == {"hidden": 0.75, "logits": 0.25}
+    assert (prune.strip(wrapped).get_layer("conv").kernel.numpy() != 0).all()
+
+
 def test_the_gradual_schedule_follows_its_formula(rng):
     x, y = digits(rng, 8)
     wrapped = compile_(prune.wrap(cnn(), 0.8, begin=0, end=10, where="hidden"))
