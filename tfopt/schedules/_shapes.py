@@ -17,7 +17,7 @@ _SCHEDULE = Instance(LearningRateSchedule, text="a LearningRateSchedule") | _RAT
 class _Schedule(ConfigFromArguments, LearningRateSchedule):
     """Casts the step to float64 and the rate to Keras' float type; the config is the constructor's arguments."""
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         return tf.cast(self._rate(tf.cast(step, tf.float64)), keras.config.floatx())
 
 
@@ -281,7 +281,7 @@ class Warmup(_Schedule):
     def __init__(self, schedule: float | LearningRateSchedule, steps: int):
         self.schedule, self.steps = _as_schedule(schedule), steps
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         t = tf.cast(step, tf.int64)
         followed = self.schedule(tf.maximum(t - self.steps, 0))
         rise = tf.cast(tf.minimum(t / self.steps, 1), followed.dtype)
@@ -316,7 +316,7 @@ class Join(_Schedule):
                 boundaries=boundaries, do="Sort them together with their schedules.")
         self.schedules, self.boundaries = [_as_schedule(schedule) for schedule in schedules], list(boundaries)
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         t = tf.cast(step, tf.int64)
         rate = self.schedules[0](t)
         for begin, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
@@ -368,7 +368,7 @@ class Scaled(_Schedule):
     def factor(self, factor: float) -> None:
         self._factor.assign(factor)
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         rate = self.schedule(step)
         return rate * tf.cast(self._factor.value, rate.dtype)
 
