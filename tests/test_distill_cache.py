@@ -128,7 +128,7 @@ def test_views_of_the_pipeline_are_replayed(rng):
     seen, outputs = everything(cached)
     np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=5e-3)
     assert seen.dtype == np.uint8
-    with pytest.raises(ValueError, match="must be replayable"):
+    with pytest.raises(ValueError, match="that is replayable"):
         distill.cache_teacher(teacher, (images, np.zeros(20)), augment=augment.Pipeline([augment.MixUp()]))
 
 
@@ -297,14 +297,14 @@ REFUSED = {
     "careless order": (lambda x, y: {"data": careless(x, y)}, "`data` must come in the same order each time"),
     "endless": (lambda x, y: {"data": tf.data.Dataset.from_tensors((x, y)).repeat()}, "`data` must end"),
     "not batched": (lambda x, y: {"data": tf.data.Dataset.from_tensor_slices((x, y))}, "must come in batches"),
-    "lengths": (lambda x, y: {"data": (x, y[:3])}, "must have one length"),
-    "empty": (lambda x, y: {"data": (x[:0], y[:0])}, "must hold examples"),
-    "top_k": (lambda x, y: {"data": x, "top_k": 12}, "`top_k` must be a whole number >= 1 and < 12"),
+    "lengths": (lambda x, y: {"data": (x, y[:3])}, "must be of one length"),
+    "empty": (lambda x, y: {"data": (x[:0], y[:0])}, "must hold at least one example"),
+    "top_k": (lambda x, y: {"data": x, "top_k": 12}, "`top_k` must be smaller than the number of classes"),
     "views": (lambda x, y: {"data": x, "views": 2}, "several `views` need an augmentation"),
     "no views": (lambda x, y: {"data": x, "views": 0}, "`views`"),
     "batch_size": (lambda x, y: {"data": x, "batch_size": 0}, "`batch_size`"),
-    "augment": (lambda x, y: {"data": x, "augment": Forgetful()}, "must be replayable"),
-    "a layer": (lambda x, y: {"data": x, "augment": keras.layers.RandomFlip()}, "must be replayable"),
+    "augment": (lambda x, y: {"data": x, "augment": Forgetful()}, "that is replayable"),
+    "a layer": (lambda x, y: {"data": x, "augment": keras.layers.RandomFlip()}, "that is replayable"),
     "infinite": (lambda x, y: {"data": x * 1e30}, "outputs must be finite"),
 }
 

@@ -347,7 +347,7 @@ def test_two_devices_equal_one(run_python):
     (lambda: distill.RelationalKD(PAIR, angle="x"), "`angle`"),
     (lambda: distill.Features({}), "`layers` must be"), (lambda: distill.AttentionTransfer("conv"), "`layers` must be"),
     (lambda: distill.MovingAverage(1), "`momentum` must be a number >= 0 and < 1"),
-    (lambda: distill.Distiller([], images(3), distill.Logits()), "at least one model"),
+    (lambda: distill.Distiller([], images(3), distill.Logits()), "`teacher` must be"),
     (lambda: distill.Distiller(images(8), images(3), distill.Features({"nowhere": "conv"})), "layer of this name"),
     (lambda: distill.Distiller(images(8), images(3), distill.Features({"conv": "pool"})), "as many axes"),
     (lambda: distill.Distiller(images(8), images(3), distill.AttentionTransfer({"pool": "pool"})), "at least 3 axes"),

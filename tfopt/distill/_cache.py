@@ -1,23 +1,29 @@
 """A teacher's outputs, computed once: the data set that comes back carries them."""
 
 import json
-import os
 from typing import Any
 
 import numpy as np
 
-from .. import _files, _models
-from .._check import require, require_number
+from .. import _data, _files, _models
+from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Rule, Whole, checked, require
 from .._keras import keras, tf, without_autotune
+from .._typing import Data, PathLike
 from ._formulas import to_float
 from ._networks import Network, inputs_of, name_of
 from ._packing import pack
 from ._shards import Folder, Memory, Shard
 
+_AUGMENT = Rule("an augmentation that is replayable: its views depend on (epoch, index) alone, as those of a "
+                "tfopt.augment.Pipeline without MixUp and CutMix do", lambda value:
+                not isinstance(value, type) and hasattr(value, "apply")
+                and getattr(value, "replayable", False) is True)
 _ROWS = 8192                                    # examples in a shard, which ends with the batch that fills it
 
 
-def cache_teacher(teacher: keras.Model, data: Any, *, directory: str | os.PathLike[str] | None = None,
+@checked(teacher=MODEL, directory=PATH, top_k=Whole(low=1), augment=_AUGMENT, views=Whole(low=1), batch_size=BATCH_SIZE,
+         verbose=VERBOSE)
+def cache_teacher(teacher: keras.Model, data: Data, *, directory: PathLike | None = None,
                   top_k: int | None = None, augment: Any = None, views: int = 1, batch_size: int = 64,
                   verbose: int | str = "auto") -> tf.data.Dataset:
     """Offline distillation: runs the teacher once and returns a data set that carries its outputs.
@@ -67,17 +73,13 @@ def cache_teacher(teacher: keras.Model, data: Any, *, directory: str | os.PathLi
       https://arxiv.org/abs/2106.05237
     """
     _models.require_model(teacher, "distill.cache_teacher")
-    require_number("views", views, low=1, integer=True)
-    require_number("batch_size", batch_size, low=1, integer=True)
-    require(directory is None or (isinstance(directory, str | os.PathLike) and os.fspath(directory)),
-            "distill.cache_teacher: `directory` must be None or a path", directory=directory)
-    require(verbose in (0, 1, "auto"), 'distill.cache_teacher: `verbose` must be 0, 1 or "auto"', verbose=verbose)
-    replayable = augment is None or (hasattr(augment, "apply") and getattr(augment, "replayable", False))
-    require(replayable, "`augment` must be replayable: its views may depend on (epoch, index) alone", augment=augment,
-            do="Pass a tfopt.augment.Pipeline without MixUp and CutMix.")
     require(augment is not None or views == 1, "several `views` need an augmentation", views=views,
             do="Pass `augment`.")
-    source = _Stream(data, teacher) if isinstance(data, tf.data.Dataset) else _Arrays(data, batch_size)
+    read = None if isinstance(data, tf.data.Dataset) else _data.read(data, teacher if augment is None else None)
+    if isinstance(read, _data.Arrays):
+        source = _Arrays(read, batch_size)
+    else:
+        source = _Stream(read.dataset() if read else data, teacher)
     compute = _computation(teacher, top_k, augment)
     made_from = {"teacher": _fingerprint(teacher), "top_k": top_k, "views": views,
                  "augment": None if augment is None else _canonical(augment)}
@@ -93,7 +95,8 @@ def _computation(teacher, top_k, augment):
         require(output.kind not in ("sigmoid", None) and len(output.shape) == 2,
                 "`top_k` needs classes that exclude each other", output=name_of(output.path),
                 teacher=f"{teacher.name} ends in {output.kind or output.last}, {output.shape}", do="Leave `top_k` out.")
-        require_number("top_k", top_k, low=1, integer=True, below=output.shape[-1])
+        require(top_k < output.shape[-1], "`top_k` must be smaller than the number of classes", top_k=top_k,
+                classes=output.shape[-1])
 
     @tf.function(reduce_retracing=True)
     def compute(x, epoch, index):
@@ -130,11 +133,9 @@ class _Arrays:
     """Arrays: read in their order when the teacher runs, shuffled in training."""
 
     def __init__(self, data, batch_size):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        self.data = keras.tree.map_structure(_tensor, {"x": x, "y": y, "sample_weight": sample_weight})
-        lengths = {part.shape[0] for part in keras.tree.flatten(self.data) if part is not None}
-        require(len(lengths) == 1, "the arrays of `data` must have one length", lengths=sorted(lengths))
-        self.length, self.batch_size = lengths.pop(), batch_size
+        self.data = keras.tree.map_structure(lambda part: None if part is None else tf.convert_to_tensor(part),
+                                             {"x": data.x, "y": data.y, "sample_weight": data.sample_weight})
+        self.length, self.batch_size = data.length, batch_size
         self.batches = -(-self.length // batch_size)
 
     def __iter__(self):
@@ -208,14 +209,6 @@ def _in_turn(one_view, views):
     for view in range(1, views):
         dataset = dataset.concatenate(one_view(view))
     return without_autotune(dataset.prefetch(tf.data.AUTOTUNE))
-
-
-def _tensor(part):
-    """Floating arrays become Keras' own float, as in `fit`."""
-    if part is None:
-        return None
-    part = tf.convert_to_tensor(part)
-    return tf.cast(part, keras.config.floatx()) if part.dtype.is_floating else part
 
 
 def _fingerprint(model):

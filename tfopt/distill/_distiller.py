@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _models
-from .._check import require, require_number
+from .._check import MODEL, NO, TEXT, Instance, ListOf, Number, OneOf, Rule, checked, require
 from .._keras import compiled_as, forget_compiled, keras, loss_tracker, serializable, task_loss, tf
 from ._moving_average import MovingAverage
 from ._networks import Cache, Network, Result, inputs_of
@@ -18,6 +18,11 @@ Teacher = keras.Model | Sequence[keras.Model] | MovingAverage | None
 Loss = str | keras.distillation.DistillationLoss
 Losses = Loss | Sequence[Loss] | dict[str, Loss]
 Weight = float | keras.optimizers.schedules.LearningRateSchedule
+
+_WEIGHT = Number(low=0) | Instance("keras.optimizers.schedules.LearningRateSchedule", text="a learning-rate schedule")
+_WEIGHTS = _WEIGHT | ListOf(_WEIGHT) | Rule("a dict of these by output", lambda value: isinstance(value, dict)
+                                            and ListOf(_WEIGHT)(list(value.values())) is not NO)
+_TEACHER = MODEL | Instance(MovingAverage) | OneOf(None) | ListOf(MODEL)
 
 
 class _Hidden:
@@ -79,6 +84,8 @@ class Distiller(keras.Model):
       Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015). https://arxiv.org/abs/1503.02531
     """
 
+    @checked(teacher=_TEACHER, student=MODEL, loss_weights=_WEIGHTS, student_loss_weight=Number(low=0, high=1),
+             name=TEXT)
     def __init__(self, teacher: Teacher, student: keras.Model, losses: Losses, *,
                  loss_weights: Weight | Sequence[Weight] | dict[str, Weight] | None = None,
                  student_loss_weight: float = 0.5, name: str = "distiller") -> None:
@@ -88,11 +95,8 @@ class Distiller(keras.Model):
             _models.require_model(model, "distill.Distiller")
             require(model is not student, "teacher and student must be two models", teacher=model.name,
                     do="Pass distill.MovingAverage() for self-distillation.")
-        require(models or not isinstance(teacher, list | tuple), "`teacher` must hold at least one model",
-                teacher=teacher)
         weights, losses = _weights(losses, loss_weights), resolved(losses)
         _require_losses(losses, weights)
-        require_number("student_loss_weight", student_loss_weight, low=0, high=1)
         with _models.scope_of(student):
             super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
             if isinstance(teacher, MovingAverage):
@@ -138,6 +142,7 @@ class Distiller(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return run(self.student, inputs, training)
 
+    @checked()
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, metrics: Any = None,
                 weighted_metrics: Any = None, run_eagerly: bool = False, steps_per_execution: int = 1,
                 jit_compile: bool | str = "auto", auto_scale_loss: bool = True) -> None:
@@ -151,6 +156,7 @@ class Distiller(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    @checked()
     def fit(  # noqa: PLR0913 - as keras.Model.fit
             self, x: Any = None, y: Any = None, batch_size: int | None = None, epochs: int = 1,
             verbose: int | str = "auto", callbacks: Any = None, validation_split: float = 0.0,
@@ -177,6 +183,7 @@ class Distiller(keras.Model):
         """As keras.Model.export, of the student, which computes all that the distiller puts out."""
         self.student.export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
 
+    @checked()
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
         """As keras.Model.save, in the .keras format: what Keras writes as .h5 of such a model it cannot load."""
         require(not str(filepath).endswith((".h5", ".hdf5")), "a distill.Distiller is saved in the .keras format",
@@ -387,9 +394,6 @@ def _require_losses(losses, weights):
                 error=TypeError)
     require(len(weights) == len(losses), "`loss_weights` must hold one number for each loss", loss_weights=weights,
             losses=len(losses))
-    for weight in weights:
-        if not isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-            require_number("loss_weights", weight, low=0)
     require(any(weights), "one of the `loss_weights` must be > 0", loss_weights=weights,
             do="Pass student_loss_weight=1 to train without the teacher.")
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from .._check import require, require_number
+from .._check import Number, Rule, checked, require
 from .._keras import keras, serializable, tf
 from . import _formulas
 from ._output_loss import DistillationLoss
+
+LAYERS = Rule("{teacher layer: student layer} by name", lambda value: isinstance(value, dict) and bool(value) and all(
+    isinstance(name, str) for pair in value.items() for name in pair), dict)
 
 
 class FeatureLoss(DistillationLoss):
@@ -14,12 +17,11 @@ class FeatureLoss(DistillationLoss):
 
     least_rank = 2
 
+    @checked(layers=LAYERS)
     def __init__(self, layers: dict[str, str]) -> None:
-        names = [name for pair in layers.items() for name in pair] if isinstance(layers, dict) else []
-        require(names and all(isinstance(name, str) for name in names),
-                "`layers` must be {teacher layer: student layer} by name", layers=layers)
-        self.layers = dict(layers)
+        self.layers = layers
 
+    @checked()
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, sample_weight: Any = None,
                      **kwargs: Any) -> tf.Tensor:
         """The loss between features alone: of equal shapes, since a projector belongs to a Distiller.
@@ -171,10 +173,9 @@ class RelationalKD(FeatureLoss):
       Park et al.: Relational Knowledge Distillation (2019). https://arxiv.org/abs/1904.05068
     """
 
+    @checked(layers=LAYERS, distance=Number(low=0), angle=Number(low=0))
     def __init__(self, layers: dict[str, str], *, distance: float = 25.0, angle: float = 50.0) -> None:
         super().__init__(layers)
-        require_number("distance", distance, low=0)
-        require_number("angle", angle, low=0)
         self.distance, self.angle = distance, angle
 
     def value(self, teacher: tf.Tensor, student: tf.Tensor, sample_weight: Any) -> tf.Tensor:

@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from .._check import require, require_number
+from .._check import FLAG, Number, OneOf, checked, require
 from .._keras import serializable, tf
 from . import _formulas
-from ._output_loss import LogitLoss, OutputLoss
+from ._output_loss import OUTPUT, LogitLoss, OutputLoss
 
 Activation = Literal["softmax", "sigmoid"] | None
 Key = str | int | None
+POSITIVE, WEIGHT = Number(above=0), Number(low=0)
 
 
 @serializable
@@ -50,10 +51,10 @@ class Logits(LogitLoss):
 
     activations = ("softmax", "sigmoid")
 
+    @checked(temperature=POSITIVE, activation=OneOf("softmax", "sigmoid"), from_logits=FLAG, output=OUTPUT,
+             standardize=FLAG)
     def __init__(self, temperature: float = 4.0, *, activation: Activation = None, from_logits: bool | None = None,
                  output: Key = None, standardize: bool = False) -> None:
-        require_number("temperature", temperature, above=0)
-        require(isinstance(standardize, bool), "`standardize` must be True or False", standardize=standardize)
         super().__init__(activation, from_logits, output)
         self.temperature = temperature
         self.standardize = standardize
@@ -96,11 +97,9 @@ class DecoupledKD(LogitLoss):
       Zhao et al.: Decoupled Knowledge Distillation (2022). https://arxiv.org/abs/2203.08679
     """
 
+    @checked(temperature=POSITIVE, target=WEIGHT, others=WEIGHT, from_logits=FLAG, output=OUTPUT)
     def __init__(self, temperature: float = 4.0, *, target: float = 1.0, others: float = 8.0,
                  from_logits: bool | None = None, output: Key = None) -> None:
-        require_number("temperature", temperature, above=0)
-        require_number("target", target, low=0)
-        require_number("others", others, low=0)
         super().__init__(None, from_logits, output)
         self.temperature, self.target, self.others = temperature, target, others
 
@@ -138,11 +137,9 @@ class DIST(LogitLoss):
       Huang et al.: Knowledge Distillation from A Stronger Teacher (2022). https://arxiv.org/abs/2205.10536
     """
 
+    @checked(temperature=POSITIVE, between=WEIGHT, within=WEIGHT, from_logits=FLAG, output=OUTPUT)
     def __init__(self, temperature: float = 1.0, *, between: float = 1.0, within: float = 1.0,
                  from_logits: bool | None = None, output: Key = None) -> None:
-        require_number("temperature", temperature, above=0)
-        require_number("between", between, low=0)
-        require_number("within", within, low=0)
         super().__init__(None, from_logits, output)
         self.temperature, self.between, self.within = temperature, between, within
 
@@ -183,9 +180,8 @@ class Values(OutputLoss):
       Saputra et al.: Distilling Knowledge From a Deep Pose Regressor Network (2019). https://arxiv.org/abs/1908.00858
     """
 
+    @checked(delta=POSITIVE, output=OUTPUT)
     def __init__(self, delta: float | None = None, *, output: Key = None) -> None:
-        if delta is not None:
-            require_number("delta", delta, above=0)
         super().__init__(output)
         self.delta = delta
 

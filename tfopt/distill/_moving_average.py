@@ -1,7 +1,7 @@
 """A teacher that is no other model: the moving average of the student itself."""
 
 from .. import _models
-from .._check import require_number
+from .._check import Number, checked
 from .._keras import ConfigFromArguments, keras, serializable, tf
 
 
@@ -29,8 +29,8 @@ class MovingAverage(ConfigFromArguments):
       Tarvainen, Valpola: Mean Teachers are Better Role Models (2017). https://arxiv.org/abs/1703.01780
     """
 
+    @checked(momentum=Number(low=0, below=1))
     def __init__(self, momentum: float = 0.999) -> None:
-        require_number("momentum", momentum, low=0, below=1)
         self.momentum = momentum
 
     def start(self, student: keras.Model) -> keras.Model:

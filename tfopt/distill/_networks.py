@@ -4,7 +4,7 @@ import functools
 import typing
 
 from .. import _models
-from .._check import require
+from .._check import refusal, require
 from .._keras import graph_of, keras, producer, tf
 from ._outputs import inspect_outputs, logits_of, run
 from ._packing import unpack
@@ -118,7 +118,7 @@ class Cache:
         return keras.tree.pack_sequence_as(like, [self.value(result, output) for output in self.outputs])
 
     def tap(self, layer):
-        require(False, "cached outputs hold no features", layer=layer, do="Pass the teacher itself.")
+        raise refusal("cached outputs hold no features", layer=layer, do="Pass the teacher itself.")
 
     def _unpacked(self, result, output):
         """(kind, logits or numbers in float32) of one output."""

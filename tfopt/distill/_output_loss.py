@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from .._check import require
+from .._check import TEXT, Whole, checked, require
 from .._keras import ConfigFromArguments, keras, tf
 from ._networks import part_of
 from ._outputs import logits_of
+
+OUTPUT = TEXT | Whole(low=0)                     # a key, an index or a name
 
 
 class DistillationLoss(ConfigFromArguments, keras.distillation.DistillationLoss):
@@ -25,10 +27,9 @@ class OutputLoss(DistillationLoss):
     """
 
     def __init__(self, output):
-        require(output is None or (isinstance(output, str | int) and not isinstance(output, bool)),
-                f"distill.{type(self).__name__}: `output` must be None, a key or an index", output=output)
         self.output = output
 
+    @checked()
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, y: Any = None, sample_weight: Any = None,
                      **kwargs: Any) -> tf.Tensor:
         """The loss between outputs alone: logits for losses between logits, unless `from_logits=False`.
@@ -46,8 +47,8 @@ class OutputLoss(DistillationLoss):
         del kwargs
         path = () if self.output is None else (self.output,)
         pairs = [keras.tree.flatten_with_path(part_of(side, path)) for side in (teacher_outputs, student_outputs)]
-        require(len(pairs[0]) == len(pairs[1]), f"distill.{type(self).__name__}: teacher and student must have as many "
-                "outputs", teacher=len(pairs[0]), student=len(pairs[1]))
+        require(len(pairs[0]) == len(pairs[1]), "teacher and student must have as many outputs",
+                teacher=len(pairs[0]), student=len(pairs[1]))
         return tf.add_n([self.of_tensors(*map(tf.convert_to_tensor, (teacher, student)), part_of(y, path + place),
                                          part_of(sample_weight, path + place))
                          for (_, teacher), (place, student) in zip(*pairs, strict=True)])
@@ -95,11 +96,6 @@ class LogitLoss(OutputLoss):
 
     def __init__(self, activation, from_logits, output):
         super().__init__(output)
-        name = f"distill.{type(self).__name__}"
-        require(activation is None or activation in self.activations,
-                f"{name}: `activation` must be None or one of {', '.join(self.activations)}", activation=activation)
-        require(from_logits is None or isinstance(from_logits, bool),
-                f"{name}: `from_logits` must be None, True or False", from_logits=from_logits)
         self.activation, self.from_logits = activation, from_logits
 
     def value(self, teacher: tf.Tensor, student: tf.Tensor, activation: str, y: Any, sample_weight: Any) -> tf.Tensor:
@@ -153,5 +149,5 @@ class LogitLoss(OutputLoss):
     def _require_classes(self, teacher, student, activation):
         self.require_alike(teacher, student)
         require(len(teacher) > 1 and (activation == "sigmoid" or student[-1] != 1),
-                f"distill.{type(self).__name__}: a softmax needs at least two classes", shape=tuple(student),
+                "a softmax needs at least two classes", shape=tuple(student),
                 do='Pass distill.Logits(activation="sigmoid") for a binary output, or distill.Values() for a number.')

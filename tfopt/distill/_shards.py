@@ -119,7 +119,7 @@ class Folder:
                           stacklevel=4)
             return {}
         other = sorted(key for key in self.made_from if held["made_from"].get(key) != self.made_from[key])
-        require(not other, "distill.cache_teacher: the directory holds outputs of another teacher or other arguments",
+        require(not other, "the directory holds outputs of another teacher or other arguments",
                 directory=str(self.directory), differs=other, do="Choose another `directory`, or delete this one.")
         return held["shards"]
 
@@ -137,8 +137,8 @@ class Folder:
         return key in self.shards
 
     def require_same(self, key, rows, data):
-        require((self.shards[key]["rows"], self.shards[key]["data"]) == (rows, data), "distill.cache_teacher: the "
-                "directory holds outputs for other data, or for the same in another order",
+        require((self.shards[key]["rows"], self.shards[key]["data"]) == (rows, data), "the directory "
+                "holds outputs for other data, or for the same in another order",
                 directory=str(self.directory), shard=key, do="Pass the same data, or choose another `directory`.")
 
     def put(self, key, view, table, data):
