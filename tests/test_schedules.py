@@ -141,6 +141,16 @@ def test_by_name(name):
     assert name == "Constant" or rates[-1] <= 0.1 / 99
 
 
+def test_by_what_else_identifies_one():
+    schedule = schedules.OneCycle(0.1, 90)
+    assert schedules.get(schedule) is schedule
+    assert float(schedules.get(0.3)(5)) == pytest.approx(0.3)
+    assert float(schedules.get("Constant", 0.3)(5)) == pytest.approx(0.3)
+    for one in (schedule, schedules.CosineDecay(0.1, 90)):
+        again = schedules.get(keras.saving.serialize_keras_object(one))
+        assert again.get_config() == one.get_config()
+
+
 def test_keras_six_are_keras_own():
     for name in ("CosineDecay", "CosineDecayRestarts", "ExponentialDecay", "InverseTimeDecay", "PiecewiseConstantDecay",
                  "PolynomialDecay"):
@@ -363,6 +373,24 @@ def test_find_finds_what_gradient_descent_allows(tmp_path):
     assert (tmp_path / "find.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adamax", "Adafactor", "Nadam",
+                                       "Lion", "Lamb", "Muon"])
+def test_find_suggests_no_end_of_its_sweep(optimizer):
+    """And the rate trains: one epoch at it lowers the loss."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(640, 8)).astype("float32")
+    y = (x[:, 0] > 0).astype("int32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(2)])
+    model.compile(getattr(keras.optimizers, optimizer)(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    finding = schedules.find(model, (x, y), verbose=0)
+    assert all(1e-6 < rate < 5 for rate in finding.rates.values())
+    before = model.evaluate(x, y, verbose=0)
+    model.compile(getattr(keras.optimizers, optimizer)(finding.rate), model.loss)
+    model.fit(x, y, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < 0.7 * before
+
+
 def test_find_takes_datasets_and_shows_a_bar(capsys):
     data = tf.data.Dataset.from_tensor_slices(points()).batch(16)
     schedules.find(line(), data, steps=30)
@@ -582,6 +610,13 @@ REFUSED = [
     (lambda: schedules.get("cosinus", 0.1, 10), ValueError, "`identifier` must be one of Constant, Linear"),
     (lambda: schedules.get("Constant", 0, 10), ValueError, "`learning_rate` must be"),
     (lambda: schedules.get("Linear", 0.1, 1), ValueError, "`total` must be"),
+    (lambda: schedules.get("Linear", 0.1), ValueError, "needs `total`"),
+    (lambda: schedules.get("Linear", total=9), ValueError, "needs `learning_rate`"),
+    (lambda: schedules.get({"class_name": "Adam"}), ValueError, "must be the config of a schedule"),
+    (lambda: schedules.get(keras.saving.serialize_keras_object(keras.optimizers.Adam())), ValueError, "the config of"),
+    (lambda: schedules.OneCycle(max_lr=1, total=10), TypeError, "Did you mean `peak`"),
+    (lambda: schedules.find(line(optimizer=keras.optimizers.ScheduleFreeAdamW), points()), ValueError,
+     "must not average"),
     (lambda: schedules.find(3, points()), TypeError, "`model` must be a Keras 3 model"),
     (lambda: schedules.find(uncompiled(), points()), ValueError, "the model must be compiled"),
     (lambda: schedules.find(line(optimizer=None), points()), ValueError, "the model must be compiled"),

@@ -244,9 +244,10 @@ def _judge(curve):
             do="Lower `low`, raise `high` or `steps`, or pass larger batches.")
     steepest = int(slope[: lowest + 1].argmin())
     rates = descent.rate.to_numpy()
-    require(steepest >= _EDGE and rates[-1] > 10 * rates[0], "the loss must not fall fastest at `low`, without a rate",
+    require(steepest >= _EDGE and rates[-1] > 10 * rates[0],
+            "the loss must fall fastest inside the sweep, not at `low`",
             steepest=float(rates[steepest]), low=float(rates[0]), do="Lower `low`.")
-    require(steepest < len(curve) - _EDGE, "the loss must not fall fastest at the end of the sweep",
+    require(steepest < len(curve) - _EDGE, "the loss must fall fastest inside the sweep, not at its end",
             steepest=float(rates[steepest]), high=float(curve.rate.iloc[-1]), do="Raise `high`.")
     suggestions = {"steep": rates[steepest], "valley": rates[max(_valley(smooth[: lowest + 1]), 1)],
                    "minimum": rates[-1] / 10}
