@@ -12,14 +12,12 @@ import pytest
 
 import tfopt
 
-PROJECT = pathlib.Path(__file__).parent.parent
 
-
-def pyright(*arguments):
-    """The report of basedpyright, with the settings in pyproject.toml, on the package that is imported here."""
+def pyright(folder, *arguments):
+    """The report of basedpyright on the package that is imported here, as it is in a project without settings."""
     command = [sys.executable, "-P", "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", *arguments]
     where = pathlib.Path(tfopt.__file__).parents[1]
-    done = subprocess.run(command, text=True, capture_output=True, cwd=PROJECT,
+    done = subprocess.run(command, text=True, capture_output=True, cwd=folder,
                           env={**os.environ, "PYTHONPATH": str(where)})
     return json.loads(done.stdout)
 
@@ -29,8 +27,8 @@ def unknown(report):
             if symbol["isExported"] and not symbol["isTypeKnown"]]
 
 
-def test_public_names_are_annotated():
-    report = pyright("--verifytypes", "tfopt", "--ignoreexternal")
+def test_public_names_are_annotated(tmp_path):
+    report = pyright(tmp_path, "--verifytypes", "tfopt", "--ignoreexternal")
     assert report["typeCompleteness"]["exportedSymbolCounts"]["withKnownType"] > 100
     assert report["typeCompleteness"]["completenessScore"] >= 0.95, unknown(report)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,11 @@ import pandas as pd
 from ._keras import keras, tf
 
 Array: TypeAlias = np.ndarray | tf.Tensor | pd.DataFrame | pd.Series | Sequence[Any]
-Data: TypeAlias = Array | Mapping[str, Any] | tf.data.Dataset | keras.utils.PyDataset
+if TYPE_CHECKING:
+    Dataset: TypeAlias = tf.data.Dataset[Any]     # for checkers it takes an argument, at run time it does not
+else:
+    Dataset = tf.data.Dataset
+Data: TypeAlias = Array | Mapping[str, Any] | Dataset | keras.utils.PyDataset
 Predicate: TypeAlias = Callable[[keras.layers.Layer], bool]
 Where: TypeAlias = str | keras.layers.Layer | Sequence[str | keras.layers.Layer] | Predicate | None
 PathLike: TypeAlias = str | os.PathLike[str]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import typing
 
 import keras
 from keras.src.models.functional import Functional
@@ -43,13 +44,14 @@ class NotALayer:
     """Mixin of what users may take for a layer: `Sequential` and calls refuse it with the sentence `not_a_layer()`."""
 
     @property
-    def _keras_history(self):                              # the first thing that Sequential.add asks for
+    def _keras_history(self) -> typing.NoReturn:           # the first thing that Sequential.add asks for
         raise TypeError(self.not_a_layer())
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         raise TypeError(self.not_a_layer())
 
-    def not_a_layer(self):
+    def not_a_layer(self) -> str:
+        """What to do with it instead."""
         raise NotImplementedError
 
 

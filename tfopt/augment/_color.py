@@ -240,7 +240,7 @@ class Normalize(Op):
     std: float | tuple[float, ...]
     draws = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(map(float, value if isinstance(value, tuple | list) else (value,))))

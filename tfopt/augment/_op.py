@@ -51,10 +51,11 @@ class Op(NotALayer):
       [200.0]
     """
 
-    draws = 2
-    probability = 1.0
-    compiled = False
-    mixing = centering = True            # for `affine`: M is not diagonal; N is not zero
+    draws: typing.ClassVar[int] = 2
+    probability: typing.ClassVar[float] = 1.0
+    compiled: typing.ClassVar[bool] = False
+    mixing: typing.ClassVar[bool] = True               # for `affine`: M is not diagonal
+    centering: typing.ClassVar[bool] = True            # for `affine`: N is not zero
 
     def get_config(self) -> dict[str, typing.Any]:
         """The settings, as Keras saves them."""

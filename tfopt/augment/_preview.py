@@ -1,18 +1,20 @@
 """A look at what a pipeline does."""
 
-import os
 import typing
+
+import matplotlib.figure
 
 from .. import _plots
 from .._check import PATH, Instance, Whole, checked
 from .._keras import tf
+from .._typing import PathLike
 from ._color import Normalize
 from ._pipeline import Pipeline
 
 
 @checked(pipeline=Instance(Pipeline, text="an augment.Pipeline"), path=PATH, views=Whole(low=1, high=20))
-def preview(pipeline: Pipeline, images: typing.Any, path: str | os.PathLike | None = None, *,
-            views: int = 6) -> _plots.Figure:
+def preview(pipeline: Pipeline, images: typing.Any, path: PathLike | None = None, *,
+            views: int = 6) -> matplotlib.figure.Figure:
     """A grid of augmented images: a row for each image, first the original, then its views of epochs 0, 1, 2 ...
 
     Normalize and `output_range` are left out, since they are not for the eye. A notebook shows the figure where it is

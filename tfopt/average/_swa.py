@@ -91,7 +91,8 @@ class SWA(keras.callbacks.Callback):
     def __init__(self, start: int, every: int, *, data: Data | None = None, momentum: float | None = None) -> None:
         super().__init__()
         self.start, self.every, self.data, self.momentum = start, every, data, momentum
-        self.count, self.mean = 0, None
+        self.count = 0
+        self.mean: list[Any] | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         layers = _models.batch_normalizations(self.model)

@@ -67,14 +67,17 @@ class Result:
       <Result original -> original: 40 to 40 bytes>
     """
 
-    def __init__(self, table, tried, best, lite):
-        self.table, self.tried, self.best, self.lite = table, tried, best, lite
+    def __init__(self, table: Any, tried: pd.DataFrame, best: keras.Model, lite: quantize.LiteModel | None) -> None:
+        self.table: Any = table
+        self.tried: pd.DataFrame = tried
+        self.best: keras.Model = best
+        self.lite: quantize.LiteModel | None = lite
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         first, last = self.table.rows[0], self.table.rows[-1]
         return f"<Result {first.name} -> {last.name}: {first.bytes:,} to {last.bytes:,} bytes>"
 
-    def save(self, folder):
+    def save(self, folder: PathLike) -> None:
         """Writes best.keras, best.tflite (if there is one), table.md, table.csv, tried.csv and pareto.png.
 
         Args:

@@ -9,6 +9,7 @@ import numpy as np
 from .. import _data
 from .._check import BATCH_SIZE, FLAG, SEED, Instance, Rule, checked
 from .._keras import keras, tf, without_autotune
+from .._typing import Dataset
 
 
 def permutation(count, seed, epoch):
@@ -29,7 +30,7 @@ DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
 
 @checked(batch_size=BATCH_SIZE, augment=AUGMENT, shuffle=FLAG, seed=SEED)
 def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any = None, shuffle: bool = True,
-           seed: int = 0) -> tf.data.Dataset:
+           seed: int = 0) -> Dataset:
     """Shuffled batches of arrays that fit in memory.
 
         epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
@@ -67,7 +68,7 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any
 
 
 @checked(dataset=DATASET, batch_size=BATCH_SIZE)
-def full_batches(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def full_batches(dataset: Dataset, batch_size: int) -> Dataset:
     """Drops a short last batch, so that every shape is static (TPU, XLA).
 
     With shuffling each epoch leaves out other examples.

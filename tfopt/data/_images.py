@@ -26,7 +26,7 @@ from .._check import (
     require,
 )
 from .._keras import tf
-from .._typing import PathLike
+from .._typing import Dataset, PathLike
 from ._arrays import AUGMENT, batches, training_view, validation_view
 from ._cache import Store, choose
 from ._decode import MAX_PIXELS, BadImageError, each, load, oddity
@@ -126,14 +126,14 @@ def scan_images(directory: PathLike, *, root: PathLike | None = None, max_pixels
 def image_folder(directory: PathLike, image_size: int | tuple[int, ...], batch_size: int, *,
                  validation_split: typing.Literal[0] = 0, augment: typing.Any = None, cache: PathLike | None = "auto",
                  shuffle: bool = True, seed: int = 0, on_error: str = "raise", max_pixels: int = MAX_PIXELS,
-                 root: PathLike | None = None) -> tf.data.Dataset: ...
+                 root: PathLike | None = None) -> Dataset: ...
 
 
 @typing.overload
 def image_folder(directory: PathLike, image_size: int | tuple[int, ...], batch_size: int, *, validation_split: float,
                  augment: typing.Any = None, cache: PathLike | None = "auto", shuffle: bool = True, seed: int = 0,
                  on_error: str = "raise", max_pixels: int = MAX_PIXELS,
-                 root: PathLike | None = None) -> tuple[tf.data.Dataset, tf.data.Dataset]: ...
+                 root: PathLike | None = None) -> tuple[Dataset, Dataset]: ...
 
 
 @checked(directory=PATH, image_size=SIZE, batch_size=BATCH_SIZE, validation_split=Number(low=0, below=1),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from .._check import BATCH_SIZE, FLAG, NO, PATH, SEED, TEXT, Instance, Number, OneOf, checked, require
 from .._keras import keras, tf
-from .._typing import PathLike
+from .._typing import Dataset, PathLike
 from ._arrays import View, arrays, batches
 
 MANY = 1000                                                  # values of a column of text that is no category
@@ -97,7 +97,7 @@ class TablePreprocessor:
     dropped: int
 
     @checked(path_or_frame=TABLE, batch_size=BATCH_SIZE)
-    def dataset(self, path_or_frame: PathLike | pd.DataFrame, batch_size: int) -> tf.data.Dataset:
+    def dataset(self, path_or_frame: PathLike | pd.DataFrame, batch_size: int) -> Dataset:
         """Batches of new rows in their order, treated as the training rows were: (x, y), or x without the target.
 
         Warns of categories that the training rows did not have; their columns are all zeros.
@@ -109,7 +109,7 @@ class TablePreprocessor:
 
 @checked(path_or_frame=TABLE, model=Instance("keras.Model", text="a Keras 3 model"), batch_size=BATCH_SIZE)
 def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
-                 batch_size: int = 1024) -> tf.data.Dataset:
+                 batch_size: int = 1024) -> Dataset:
     """Batches of raw columns for a model that begins with `TablePreprocessor.model`.
 
         whole.predict(raw_features(new, whole))
@@ -141,7 +141,7 @@ def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
 def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, *,
           missing: str | float | dict[str, str | float] = "median", outliers: str | tuple[str, str] | None = None,
           scale: str | None = "standard", validation_split: float = 0.2, shuffle: bool = True,
-          seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset | None, TablePreprocessor]:
+          seed: int = 0) -> tuple[Dataset, Dataset | None, TablePreprocessor]:
     """Batches of (features, target) from a CSV or DataFrame; everything is fitted on the training rows alone.
 
         numbers:     clip to the bounds -> fill what is missing -> (x - center) / scale

@@ -8,7 +8,7 @@ import numpy as np
 from .. import _data, _files, _models
 from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Rule, Whole, checked, require
 from .._keras import keras, tf, without_autotune
-from .._typing import Data, PathLike
+from .._typing import Data, Dataset, PathLike
 from ._formulas import to_float
 from ._networks import Network, inputs_of, name_of
 from ._packing import pack
@@ -25,7 +25,7 @@ _ROWS = 8192                                    # examples in a shard, which end
          verbose=VERBOSE)
 def cache_teacher(teacher: keras.Model, data: Data, *, directory: PathLike | None = None,
                   top_k: int | None = None, augment: Any = None, views: int = 1, batch_size: int = 64,
-                  verbose: int | str = "auto") -> tf.data.Dataset:
+                  verbose: int | str = "auto") -> Dataset:
     """Offline distillation: runs the teacher once and returns a data set that carries its outputs.
 
         outputs[k, i] = teacher(augment(x_i; epoch=k, index=i)),   k = 0 ... views - 1

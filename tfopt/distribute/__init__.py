@@ -14,7 +14,7 @@ _FILE = {"GlobalBatchOptimizer": "_corrected", "diagnose": "_findings", "equal_b
          "precision": "_strategy", "strategy": "_strategy", "sync_batch_norm": "_corrected"}
 
 
-def __getattr__(name):                                     # the launcher must not load TensorFlow
+def __getattr__(name: str) -> typing.Any:                                     # the launcher must not load TensorFlow
     if name in _FILE:
         return getattr(importlib.import_module(f"{__name__}.{_FILE[name]}"), name)
     raise AttributeError(f"tfopt.distribute has {', '.join(__all__)}. Received: {name!r}. Choose one of them.")

@@ -5,6 +5,7 @@ import typing
 from .. import _models
 from .._check import MODEL, TEXT, Instance, Whole, checked, require
 from .._keras import OptimizerAround, keras, schedule_of, serializable, tf, without_autotune
+from .._typing import Dataset
 from ._strategy import replicas_here
 
 __all__ = ["GlobalBatchOptimizer", "equal_batches", "sync_batch_norm"]
@@ -144,7 +145,7 @@ def _cond(due, act):
 
 @checked(data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
                        do="Make one with data.arrays(x, y, batch_size)."), replicas=Whole(low=1))
-def equal_batches(data: tf.data.Dataset, *, replicas: int | None = None) -> tf.data.Dataset:
+def equal_batches(data: Dataset, *, replicas: int | None = None) -> Dataset:
     """The data set with batches that the replicas can share evenly: a remainder is left out.
 
         n -> n - n mod replicas

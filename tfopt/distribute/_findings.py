@@ -5,6 +5,7 @@ import pandas as pd
 from .. import _models
 from .._check import MODEL, Instance, checked
 from .._keras import graph_of, keras, mask_of, parts_of, tf
+from .._typing import Dataset
 from ._corrected import CLIPS, GlobalBatchOptimizer, unsynchronized
 from ._strategy import made, replicas_here
 
@@ -14,7 +15,7 @@ OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_
 
 
 @checked(model=MODEL, data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches"))
-def diagnose(model: keras.Model, data: tf.data.Dataset | None = None) -> pd.DataFrame:
+def diagnose(model: keras.Model, data: Dataset | None = None) -> pd.DataFrame:
     """Diagnosis for distributed training: what differs under replicas, and what to do.
 
     Whatever it names was run, on several devices and on one (docs/measured/distribute.csv). It does not see a layer of

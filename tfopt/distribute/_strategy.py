@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import typing
 
 from .._check import TEXT, OneOf, checked, require
 from .._keras import tf
@@ -20,7 +21,7 @@ _made = {}                                                 # {kind: strategy} of
 
 
 @checked(kind=TEXT)
-def strategy(kind: str = "auto") -> tf.distribute.Strategy:
+def strategy(kind: str = "auto") -> typing.Any:
     """The strategy that fits the devices of this process, and one line on standard error that says which and why.
 
         auto = tpu, where there is one; else multi_worker, where TF_CONFIG names the workers; else mirrored, over

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,16 +80,16 @@ class SparsitySummaries(keras.callbacks.Callback):
         self._writer = None
 
     @checked()
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         _require_pruned(self.model)
         self._writer = tf.summary.create_file_writer(str(self.directory))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         with self._writer.as_default(step=epoch):
             for path, share in sparsities(self.model).items():
                 tf.summary.scalar(f"sparsity/{path}", share)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         self._writer.close()
 
 

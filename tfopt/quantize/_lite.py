@@ -58,7 +58,8 @@ class LiteModel:
 
     @checked(content=_CONTENT, threads=Whole(low=1))
     def __init__(self, content: bytes, *, threads: int = 1) -> None:
-        self.content, self._threads = content, threads
+        self.content: bytes = content
+        self._threads = threads
         self._interpreters, self._lock = {}, threading.Lock()
 
     def __repr__(self) -> str:
@@ -79,7 +80,7 @@ class LiteModel:
         return file.read_note(self.parsed)
 
     @property
-    def report(self) -> dict:
+    def report(self) -> dict[str, typing.Any]:
         return dict(self._note.get("report", {}))
 
     @functools.cached_property

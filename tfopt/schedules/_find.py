@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 
@@ -35,11 +36,11 @@ class Finding:
     """
 
     rate: float
-    rates: dict
+    rates: dict[str, float]
     curve: pd.DataFrame = dataclasses.field(repr=False)
 
     @checked(path=PATH)
-    def plot(self, path: PathLike | None = None) -> _plots.Figure:
+    def plot(self, path: PathLike | None = None) -> matplotlib.figure.Figure:
         """Draws the curve with the suggestions.
 
         Args:

@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from .._check import Instance, ListOf, Number, Whole, checked, did_you_mean, refusal, require
 from .._keras import ConfigFromArguments, keras, serializable, tf
 
-LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+LearningRateSchedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 _RATE, _PEAK, _STEPS = Number(low=0), Number(above=0), Whole(low=1)
 _SCHEDULE = Instance(LearningRateSchedule, text="a LearningRateSchedule") | _RATE
