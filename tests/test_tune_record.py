@@ -1,4 +1,4 @@
-"""What a search remembers: the record, the oracles that are rebuilt from it, and who trains what."""
+"""What a search has_state: the record, the oracles that are rebuilt from it, and who trains what."""
 
 import json
 import math
@@ -137,7 +137,7 @@ def test_independent_seeds_share_no_points(tmp_path, algorithm, trials):
             assert not points[one] & points[other]
 
 
-def test_neighbouring_seeds_of_keras_tuner_itself_do_share_points():
+def test_neighboring_seeds_of_keras_tuner_itself_do_share_points():
     """Negative control: what the hash is for."""
     def draws(seed):
         oracle = keras_tuner.oracles.RandomSearchOracle("val_loss", max_trials=10, seed=seed, hyperparameters=space())
@@ -250,7 +250,7 @@ def chief(tmp_path):
 
 def call(chief, what, worker, **given):
     request = {"what": what, "worker": worker, "study": 0, "token": "secret", **given}
-    return json.loads(chief.answer(json.dumps(request).encode()))
+    return json.loads(chief.reply(json.dumps(request).encode()))
 
 
 def finish(chief, worker, job):
@@ -322,7 +322,7 @@ def test_a_chief_without_workers_ends(chief):
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"study": 5}, "another seed"), ({"token": "guess"}, "the token"), ({"token": None}, "the token"),
-    ({"token": ""}, "the token"), ({"what": "drop"}, "no method 'drop'"), ({"what": "answer"}, "no method 'answer'"),
+    ({"token": ""}, "the token"), ({"what": "drop"}, "no method 'drop'"), ({"what": "reply"}, "no method 'reply'"),
     ({"what": "__init__"}, "no method"), ({"what": ["ask"]}, "no method"), ({"more": 1}, "no method"),
     ({"worker": 7}, "a worker's name"), ({"worker": "x" * 300}, "a worker's name"),
     ({"what": "beat"}, "no method"), ({"what": "beat", "number": 99}, "no trial 99"),
@@ -347,7 +347,7 @@ def test_a_bad_call_is_refused_and_changes_nothing(chief, change, reason):
 @pytest.mark.parametrize("request_", [b"", b"\xff\xfe", b"[]", b"3", b"{}", b"null", b"[" * 100_000,
                                       b'{"token": NaN, "study": 0, "what": "ask", "worker": "a"}'])
 def test_noise_is_refused(chief, request_):
-    assert "a call is a JSON object" in json.loads(chief.answer(request_))["refused"]
+    assert "a call is a JSON object" in json.loads(chief.reply(request_))["refused"]
     assert chief.error is None
 
 

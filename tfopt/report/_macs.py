@@ -1,7 +1,7 @@
 """Multiply-accumulates of one example, summed over every use of every layer of a model's graph.
 
 Counted is what multiplies a kernel, or one activation with another, and sums: products of matrices, convolutions,
-attention. Additions of biases, normalisation, activations, pooling and look-ups are not, as is the custom of the field.
+attention. Additions of biases, normalization, activations, pooling and look-ups are not, as is the custom of the field.
 """
 
 import inspect

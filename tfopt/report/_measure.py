@@ -58,7 +58,7 @@ def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | Lit
 
     | column | meaning |
     |---|---|
-    | `parameters` | numbers in `model.weights`, statistics of normalisation included; of a LiteModel: its kernels |
+    | `parameters` | numbers in `model.weights`, statistics of normalization included; of a LiteModel: its kernels |
     | `nonzeros` | those that are not 0 |
     | `macs` | multiply-accumulates for one example: products of matrices, convolutions, recurrences, attention |
     | `bytes` | the weights' arrays end to end, as in memory, without a file format; the whole file of a LiteModel |

@@ -1,11 +1,15 @@
 """Folds: who is trained on and who is scored, when a trial is given up, cross-validation without a search."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from .. import data
-from .._check import require, require_number
+from .. import _data, data
+from .._check import BATCH_SIZE, EPOCHS, FUNCTION, SEED, Whole, checked, require
 from .._keras import fresh_names, keras, seeded
+from .._tables import Frame
 from ._oracles import derived
 
 
@@ -52,7 +56,9 @@ def require_model(model, caller):
     return model
 
 
-def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
+@checked(build=FUNCTION, folds=Whole(low=2), epochs=EPOCHS, batch_size=BATCH_SIZE, seed=SEED)
+def cross_validate(build: Callable[[], keras.Model], x: Any, y: Any, *, folds: int = 5, epochs: int = 10,
+                   batch_size: int = 32, seed: int = 0) -> pd.DataFrame:
     """K-fold cross-validation: trains a new model for each fold and scores it on the rows it has not seen.
 
     Labels that are whole numbers are stratified. What is reported is the model after the last epoch: an epoch chosen
@@ -78,19 +84,15 @@ def cross_validate(build, x, y, *, folds=5, epochs=10, batch_size=32, seed=0):
       >>> list(cross_validate(build, x, x[:, :1], folds=4, epochs=1).index)
       [0, 1, 2, 3]
     """
-    require(callable(build), "tune.cross_validate: `build` must be a function that returns a compiled model",
-            build=build, error=TypeError)
-    for name, value, low in (("folds", folds, 2), ("epochs", epochs, 1), ("batch_size", batch_size, 1),
-                             ("seed", seed, 0)):
-        require_number(name, value, low=low, integer=True)
-    require_lengths(x, y, "tune.cross_validate")
+    found = _data.read((x, y), targets="required").whole()
+    x, y = found.x, found.y
     rows = []
-    for fold, (inside, outside) in enumerate(split(y, int(folds), int(seed))):
-        fold_seed = derived(int(seed), "fold", fold) % 2**31
+    for fold, (inside, outside) in enumerate(split(y, folds, seed)):
+        fold_seed = derived(seed, "fold", fold) % 2**31
         with seeded(fold_seed), fresh_names():
             model = require_model(build(), "tune.cross_validate")
             train, val = rows_of(x, y, inside), rows_of(x, y, outside)
-            model.fit(data.arrays(*train, int(batch_size), seed=fold_seed), epochs=int(epochs), shuffle=False,
+            model.fit(data.arrays(*train, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
                       verbose=0)
             rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
-    return pd.DataFrame(rows).rename_axis("fold")
+    return Frame(rows).rename_axis("fold")

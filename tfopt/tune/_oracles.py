@@ -2,13 +2,13 @@
 
 Each draw depends on (seed, number of the trial, the trials that ended before): an oracle that is told of the same
 events in the same order draws the same points, in a new process too. KerasTuner draws hyper-parameter i of its n-th
-point from seed + n + i, so that neighbouring seeds share points; here each point has a generator of its own, seeded by
+point from seed + n + i, so that neighboring seeds share points; here each point has a generator of its own, seeded by
 a hash.
 
 Private names of KerasTuner, and the version they were run with (tests/test_tune_record.py asks for each):
 
     Oracle._seed_state                     1.4.8    seeds the next random value
-    Oracle._record_values                  1.4.8    remembers a point as tried
+    Oracle._record_values                  1.4.8    notes a point as tried
     Oracle._random_values                  1.4.8    a random point that was not tried, or None
     Oracle._duplicate                      1.4.8    was this point tried
     Oracle._save_trial                     1.4.8    writes a file: here the record is the memory
@@ -82,7 +82,7 @@ class Replayed:
     `draw` and `tell` are all that a study asks of it. KerasTuner's own files are not written.
     """
 
-    remembers = False                                    # does a draw depend on earlier draws, not on the trials alone
+    has_state = False                                    # does a draw depend on earlier draws, not on the trials alone
 
     def save(self):
         pass
@@ -97,10 +97,10 @@ class Replayed:
         """Values of trial `number`, or the status "IDLE" or "STOPPED". `recorded` brings a known trial back."""
         name = name_of(number)
         self._seed_state = derived(self.study_seed, number)
-        answer = self.populate_space(name) if recorded is None or self.remembers else {}
-        values = recorded or answer.get("values")
-        if recorded is None and answer["status"] != "RUNNING":
-            return answer["status"]
+        reply = self.populate_space(name) if recorded is None or self.has_state else {}
+        values = recorded or reply.get("values")
+        if recorded is None and reply["status"] != "RUNNING":
+            return reply["status"]
         space = self.hyperparameters.copy()
         space.values = dict(values or {})
         fill(space)
@@ -127,7 +127,7 @@ class Random(Replayed, keras_tuner.oracles.RandomSearchOracle):
 
 
 class Grid(Replayed, keras_tuner.oracles.GridSearchOracle):
-    remembers = True
+    has_state = True
 
     def drawn(self, trial):
         if trial.trial_id not in self._ordered_ids._data_to_index:           # the record lost a line before this one
@@ -139,10 +139,10 @@ class Bayesian(Replayed, keras_tuner.oracles.BayesianOptimizationOracle):
         self._random_state = np.random.RandomState(self._seed_state % 2**32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                                  # of the optimizer of its kernel
-            answer = super().populate_space(trial_id)
-        if answer["values"] is not None and self._duplicate(answer["values"]):
-            return self._random_populate_space()                             # a point that is known teaches nothing
-        return answer
+            reply = super().populate_space(trial_id)
+        if reply["values"] is not None and self._duplicate(reply["values"]):
+            return self._random_populate_space()                             # a point that is known brings nothing new
+        return reply
 
     def tell(self, number, scores, space):
         """What failed or was rejected counts as the worst seen: left out, the same point would be drawn for ever."""
@@ -153,7 +153,7 @@ class Bayesian(Replayed, keras_tuner.oracles.BayesianOptimizationOracle):
 
 
 class Hyperband(Replayed, keras_tuner.oracles.HyperbandOracle):
-    remembers = True
+    has_state = True
 
     def tell(self, number, scores, space):
         """What failed or was rejected in the first round gives its place back."""

@@ -5,21 +5,44 @@ import functools
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
 from .. import _files, _plots
-from .._check import require, require_number
-from .._keras import fresh_names, seeded, tf
+from .._check import (
+    BATCH_SIZE,
+    EPOCHS,
+    FLAG,
+    PATH,
+    VERBOSE,
+    DictOf,
+    Number,
+    OneOf,
+    Rule,
+    Whole,
+    checked,
+    require,
+)
+from .._keras import fresh_names, keras, seeded, tf
+from .._tables import Frame
+from .._typing import PathLike, Verbose
 from . import _figures, _oracles, _processes, _service, _trial
+from ._oracles import keras_tuner
 from ._study import Study, front, ranked, trials_of
 
 LESS = ("loss", "error", "mse", "mae", "rmse", "mape", "entropy", "divergence", "perplexity", "deviance")
+BUILD = Rule("a function of `hp` or a keras_tuner.HyperModel",
+             lambda value: not isinstance(value, keras.Model) and callable(getattr(value, "build", value)))
+CALLBACKS = Rule("a function of `hp` that returns new callbacks for each trial", callable)
+OBJECTIVE = Rule("a name, (name, 'min' or 'max'), or a list of them, not empty",
+                 lambda value: bool(value) and (isinstance(value, str | list | tuple) or hasattr(value, "direction")))
 MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "similarity")
 
 
 class Search:
-    """A search over what `build(hp)` makes, that survives being killed and reports what it can hand out.
+    """Hyperparameter search over what `build(hp)` makes; it survives being killed and reports what it can return.
 
     Each trial is one line in `directory/record.jsonl` when it starts and one when it ends, checksummed and forced to
     the disk. A search that was killed is started again with the same call: ended trials are known, the algorithm is
@@ -61,7 +84,7 @@ class Search:
       ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
       ...     model.compile(keras.optimizers.SGD(hp.Float("rate", 1e-3, 1e-1, sampling="log")), "mse")
       ...     return model
-      >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+      >>> x = keras.random.normal((64, 2), seed=0).numpy()
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     search = Search(build, "val_loss", algorithm="random", max_trials=2, directory=folder)
       ...     search = search.run((x, x[:, :1]), (x, x[:, :1]), epochs=1, verbose=0)
@@ -69,36 +92,33 @@ class Search:
       ['completed', 'completed'] 3
     """
 
-    def __init__(self, build, objective, *, algorithm="tpe", max_trials, directory, limits=None, folds=None, seed=0,
-                 keep_weights=3):
+    @checked(build=BUILD, objective=OBJECTIVE, algorithm=OneOf(*_oracles.ALGORITHMS), max_trials=Whole(low=1),
+             directory=PATH, limits=DictOf(Number(above=0)), folds=Whole(low=2), seed=Whole(low=0),
+             keep_weights=Whole(low=1))
+    def __init__(self, build: Callable[[Any], keras.Model] | keras_tuner.HyperModel,
+                 objective: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, algorithm: str = "tpe",
+                 max_trials: int, directory: PathLike, limits: dict[str, float] | None = None,
+                 folds: int | None = None, seed: int = 0, keep_weights: int = 3):
         self.build, self.directory = build, pathlib.Path(directory).resolve()
         self.objectives, self.algorithm = objectives_of(objective), algorithm
         self.limits, self.max_trials, self.folds = limits or {}, max_trials, folds
         self.seed, self.keep_weights = seed, keep_weights
-        require(callable(build) or callable(getattr(build, "build", None)),
-                "`build` must be a function of `hp` or a keras_tuner.HyperModel", build=build, error=TypeError)
-        require(algorithm in _oracles.ALGORITHMS, f"`algorithm` must be one of {', '.join(_oracles.ALGORITHMS)}",
-                algorithm=algorithm)
         require(len(self.objectives) == 1 or algorithm in ("tpe", "random", "grid"),
                 "several objectives need algorithm 'tpe', 'random' or 'grid'", algorithm=algorithm,
                 objectives=list(self.objectives))
         require(any(name not in _trial.MEASURED for name in self.objectives),
                 "one objective must be a log of training, which chooses the epoch", objective=objective,
                 do='Pass a list such as ["val_accuracy", "bytes"].')
-        require_number("max_trials", max_trials, low=1, integer=True)
-        require_number("seed", seed, low=0, integer=True)
-        require_number("keep_weights", keep_weights, low=1, integer=True)
-        if folds is not None:
-            require_number("folds", folds, low=2, integer=True)
-        for name, limit in self.limits.items():
-            require(name in _trial.MEASURED, f"`limits` knows {', '.join(_trial.MEASURED)}", limits=limits)
-            require_number(f"limits[{name!r}]", limit, above=0)
+        require(set(self.limits) <= set(_trial.MEASURED), f"`limits` knows {', '.join(_trial.MEASURED)}", limits=limits)
         if algorithm == "tpe":
             _oracles.optuna_or_refuse()
         if algorithm == "bayesian":
             _oracles.scikit_or_refuse()
 
-    def run(self, train, val=None, *, epochs=10, batch_size=32, callbacks=None, isolate=False, verbose=1):
+    @checked(epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=CALLBACKS, isolate=FLAG, verbose=VERBOSE)
+    def run(self, train: Any, val: Any = None, *, epochs: int = 10, batch_size: int = 32,
+            callbacks: Callable[[Any], list[keras.callbacks.Callback]] | None = None, isolate: bool = False,
+            verbose: Verbose = "auto") -> "Search":
         """Searches until `max_trials` have ended; goes on where an earlier call stopped.
 
         In a process that `python -m tfopt.distribute --search` started as a worker, this trains what the chief lends
@@ -113,18 +133,14 @@ class Search:
           callbacks: `hp -> list of new Keras callbacks`, such as early stopping.
           isolate: each trial in a process of its own that runs this script up to here: memory comes back, a crash is
             one failed trial; costs an import of TensorFlow a trial.
-          verbose: 1 writes a line for each trial.
+          verbose: 0 is silent, all others write a line for each trial.
         Returns:
           The search itself.
         Raises:
           ValueError, RuntimeError: see the class.
         """
-        require_number("epochs", epochs, low=1, integer=True)
-        require_number("batch_size", batch_size, low=1, integer=True)
-        require(callbacks is None or callable(callbacks), "`callbacks` must be a function of `hp`", error=TypeError,
-                callbacks=callbacks, do="Every trial needs new ones: pass `lambda hp: [EarlyStopping(...)]`.")
         self._require_data(train, val)
-        task = self._task(train, val, int(epochs), int(batch_size), callbacks)
+        task = self._task(train, val, epochs, batch_size, callbacks)
         role, child_of = _service.role(), os.environ.get(_processes.ISOLATED)
         if child_of not in (None, str(self.directory)):
             _processes.require_finished(self.directory, self._trials(), child_of)
@@ -155,16 +171,18 @@ class Search:
         return self
 
     @property
-    def frame(self):
+    def frame(self) -> pd.DataFrame:
+        """A line for each trial: status, scores, values, facts of its model, epoch, seconds, message."""
         objectives = list(self.objectives)
         rows = [{"trial": trial.number, "status": trial.status, **{name: trial.scores.get(name) for name in objectives},
                  **({f"{name} ±": value for name, value in trial.spread.items()}), **trial.values,
                  **{name: value for name, value in trial.facts.items() if name not in objectives},
                  "epoch": trial.epoch, "seconds": trial.seconds, "message": trial.message} for trial in self._trials()]
         columns = ["trial", "status", *objectives, "message"]
-        return (pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)).set_index("trial")
+        return (Frame(rows) if rows else Frame(columns=columns)).set_index("trial")
 
-    def best(self, rank=0):
+    @checked(rank=Whole(low=0))
+    def best(self, rank: int = 0) -> Any:
         """Builds the model of a trial and loads the weights whose score was reported.
 
         Args:
@@ -177,7 +195,7 @@ class Search:
           ValueError: there is no such trial, or its file is not as it was written.
         """
         order = self._ranked()
-        require(type(rank) is int and 0 <= rank < min(len(order), self.keep_weights),
+        require(rank < min(len(order), self.keep_weights),
                 "`rank` must name a trial that was kept", rank=rank, completed=len(order),
                 keep_weights=self.keep_weights)
         trial = order[rank]
@@ -185,12 +203,12 @@ class Search:
         models = [task.best(trial, fold) for fold in (range(self.folds) if self.folds else [None])]
         return models if self.folds else models[0]
 
-    def pareto(self):
+    def pareto(self) -> pd.DataFrame:
         """The lines of `frame` that no other beats: as good in all objectives and better in one."""
         best = front(self._ranked(), self.objectives)
         return self.frame.loc[[trial.number for trial in best]]
 
-    def importance(self):
+    def importance(self) -> pd.Series:
         """How much of the variance of the score each parameter explains, the largest first.
 
             1 - (1 - eta^2) (n - 1) / (n - k),   eta^2 = sum_k n_k (mean_k - mean)^2 / sum (score - mean)^2
@@ -205,7 +223,8 @@ class Search:
         """
         return _figures.importance_of(self._trials(), next(iter(self.objectives)))
 
-    def plot(self, path=None):
+    @checked(path=PATH)
+    def plot(self, path: PathLike | None = None) -> _plots.Figure:
         """Draws the scores in order, what they depend on, all values of each trial, and the Pareto front.
 
         Args:
@@ -217,7 +236,7 @@ class Search:
         """
         return _plots.save(_figures.draw(self._trials(), self.objectives), path)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         trials = self._trials()
         done = sum(trial.status == "completed" for trial in trials)
         return (f"Search({' and '.join(f'{way} {name}' for name, way in self.objectives.items())}, {self.algorithm}, "
@@ -274,7 +293,7 @@ def objectives_of(objective):
 
 def first_look(task):
     """The space, found by building; before any trial is spent, one step shows whether the objective exists."""
-    with seeded(task.seed % 2**32), fresh_names():
+    with seeded(task.seed % 2**31), fresh_names():
         built = []
 
         def build(hp):

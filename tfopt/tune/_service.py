@@ -39,7 +39,7 @@ WRONG_TOKEN = "the token is not the one this chief made"
 
 
 class RefusedError(Exception):
-    """A call that is answered with its fault and changes nothing."""
+    """A call that is refused with its reason and changes nothing."""
 
 
 def role():
@@ -146,7 +146,7 @@ class Chief:
                 do="Start chief and workers again: the study goes on where it is.", error=RuntimeError)
         return False
 
-    def answer(self, request, context=None):
+    def reply(self, request, context=None):
         """One call, as bytes in and bytes out."""
         try:
             what, worker, arguments = self._checked(request)
@@ -218,7 +218,7 @@ def job_of(study, number):
 def serving(chief, address):
     """Serves calls at `address` ("host:0" chooses a port); gives the port."""
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    handler = grpc.unary_unary_rpc_method_handler(chief.answer)
+    handler = grpc.unary_unary_rpc_method_handler(chief.reply)
     service, method = METHOD.strip("/").split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     try:

@@ -3,7 +3,9 @@
 from typing import Protocol, runtime_checkable
 
 from .. import augment, distill, regularizers, schedules
-from .._check import require, require_number
+from .._check import FLAG, SEED, Number, Whole, checked, require
+from .._keras import keras
+from ._oracles import HyperParameters
 
 
 @runtime_checkable
@@ -13,7 +15,9 @@ class KnowsSteps(Protocol):
     def steps(self) -> int | None: ...
 
 
-def schedule(hp, *, total=None, low=1e-4, high=1e-1):
+@checked(total=Whole(low=1), low=Number(above=0), high=Number(above=0))
+def schedule(hp: HyperParameters, *, total: int | None = None, low: float = 1e-4,
+             high: float = 1e-1) -> keras.optimizers.schedules.LearningRateSchedule:
     """A learning-rate schedule: one of four shapes, and its peak.
 
     Shapes: constant, half a cosine, one-cycle, and warm-up then cosine (a twentieth of the steps). Parameters:
@@ -32,13 +36,11 @@ def schedule(hp, *, total=None, low=1e-4, high=1e-1):
       >>> type(schedule(keras_tuner.HyperParameters(), total=100)).__name__
       'CosineDecay'
     """
-    require_number("low", low, above=0)
-    require_number("high", high, low=low)
+    require(low <= high, "`low` must be at most `high`", low=low, high=high)
     if total is None:
         total = hp.steps() if isinstance(hp, KnowsSteps) else None
     require(total is not None, "a schedule needs the number of optimizer steps", total=total,
             do="Pass total=batches per epoch * epochs: these data do not say how many batches they have.")
-    require_number("total", total, low=1, integer=True)
     shape = hp.Choice("schedule", ["cosine", "constant", "one_cycle", "warmup_cosine"])
     peak = hp.Float("peak_rate", low, high, sampling="log", default=(low * high) ** 0.5)
     total = max(int(total), 4)
@@ -49,7 +51,8 @@ def schedule(hp, *, total=None, low=1e-4, high=1e-1):
             "warmup_cosine": lambda: schedules.Warmup(schedules.CosineDecay(peak, total - warmup), warmup)}[shape]()
 
 
-def regularizer(hp, *, low=1e-6, high=1e-2):
+@checked(low=Number(above=0), high=Number(above=0))
+def regularizer(hp: HyperParameters, *, low: float = 1e-6, high: float = 1e-2) -> keras.regularizers.Regularizer | None:
     """A penalty for kernels, or None: L2, GroupLasso (empties units) or Hoyer (drives small weights to zero).
 
     Parameters: `penalty`, and `penalty_strength` (logarithmic) where there is one.
@@ -66,8 +69,7 @@ def regularizer(hp, *, low=1e-6, high=1e-2):
       >>> regularizer(keras_tuner.HyperParameters()) is None
       True
     """
-    require_number("low", low, above=0)
-    require_number("high", high, low=low)
+    require(low <= high, "`low` must be at most `high`", low=low, high=high)
     kind = hp.Choice("penalty", ["none", "l2", "group_lasso", "hoyer"])
     with hp.conditional_scope("penalty", ["l2", "group_lasso", "hoyer"]):
         strength = hp.Float("penalty_strength", low, high, sampling="log")
@@ -75,7 +77,8 @@ def regularizer(hp, *, low=1e-6, high=1e-2):
     return None if kind == "none" else made[kind](strength)
 
 
-def augmentation(hp, *, flip=True, seed=0):
+@checked(flip=FLAG, seed=SEED)
+def augmentation(hp: HyperParameters, *, flip: bool = True, seed: int = 0) -> augment.Pipeline | None:
     """An augmentation of images: none, one strength for the classic operations, RandAugment or TrivialAugment.
 
     Parameters: `augmentation`, and `augmentation_strength` for those that have one. It belongs into `train`, a function
@@ -110,7 +113,7 @@ def augmentation(hp, *, flip=True, seed=0):
     return augment.Pipeline([augment.Flip(), *ops] if flip else ops, seed=seed)
 
 
-def distillation(hp):
+def distillation(hp: HyperParameters) -> tuple[distill.Logits, float]:
     """How a student learns from a teacher: the temperature, and the weight of the labels.
 
     Parameters: `temperature` (1 to 20, logarithmic) and `student_loss_weight` (0 to 0.9).
@@ -130,7 +133,8 @@ def distillation(hp):
     return distill.Logits(temperature), hp.Float("student_loss_weight", 0.0, 0.9, default=0.5)
 
 
-def sparsity(hp, *, low=0.3, high=0.95):
+@checked(low=Number(above=0, below=1), high=Number(above=0, below=1))
+def sparsity(hp: HyperParameters, *, low: float = 0.3, high: float = 0.95) -> float:
     """The share of weights that `prune.wrap` sets to zero.
 
     Parameter: `density` = 1 - sparsity, logarithmic.
@@ -147,12 +151,12 @@ def sparsity(hp, *, low=0.3, high=0.95):
       >>> round(sparsity(keras_tuner.HyperParameters()), 2)
       0.81
     """
-    require_number("low", low, above=0, below=1)
-    require_number("high", high, above=low, below=1)
+    require(low <= high, "`low` must be at most `high`", low=low, high=high)
     return 1 - hp.Float("density", 1 - high, 1 - low, sampling="log", default=((1 - high) * (1 - low)) ** 0.5)
 
 
-def shrink_ratio(hp, *, low=0.2, high=0.9):
+@checked(low=Number(above=0, below=1), high=Number(above=0, high=1))
+def shrink_ratio(hp: HyperParameters, *, low: float = 0.2, high: float = 0.9) -> float:
     """The share of the multiply-accumulates that `shrink.channels(model, macs=...)` leaves.
 
     Parameter: `shrink_ratio`.
@@ -169,7 +173,6 @@ def shrink_ratio(hp, *, low=0.2, high=0.9):
       >>> shrink_ratio(keras_tuner.HyperParameters())
       0.5
     """
-    require_number("low", low, above=0, below=1)
-    require_number("high", high, above=low, high=1)
+    require(low <= high, "`low` must be at most `high`", low=low, high=high)
     return hp.Float("shrink_ratio", low, high, default=min(max(0.5, low), high))
 

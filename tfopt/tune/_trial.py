@@ -108,7 +108,7 @@ class Task:
             checkpoint.read()
         except ValueError as error:
             raise ValueError(f"tune.Search.best: {error} Ask for another rank, or train the values anew.") from None
-        with seeded(self.seed % 2**32), fresh_names():
+        with seeded(self.seed % 2**31), fresh_names():
             hp = _oracles.space_from([], trial.values)
             hp.count = lambda hp: 1
             return checkpoint.load(self.model(hp))
