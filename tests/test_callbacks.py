@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt import augment, average, callbacks, distill, schedules
+from tfopt import augment, average, callbacks, distill, prune, schedules
 from tfopt import data as batches
 
 VERIFY = pathlib.Path(__file__).parent.parent / "benchmarks" / "verify" / "resume.py"
@@ -171,6 +171,24 @@ def test_data_come_again_in_their_order(tmp_path, kind):
     same(train(tmp_path, **options), train(**options))
 
 
+def test_a_shuffled_pydataset(tmp_path):
+    """Keras draws the order of its batches from Python's random numbers."""
+    def trained(folder=None, broken=None):
+        keras.utils.set_random_seed(3)
+        model = linear()
+        given = [] if folder is None else [callbacks.Resume(folder, every=2)]
+        try:
+            model.fit(Slices(), epochs=3, verbose=0, shuffle=True,
+                      callbacks=[*given, *([Break(broken)] if broken else [])])
+        except BrokenOffError:
+            return None
+        return model.get_weights()
+
+    trained(tmp_path, broken=9)
+    for mine, theirs in zip(trained(tmp_path), trained(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 @pytest.mark.parametrize("kind", ["repeated", "generator"])
 def test_data_without_an_end(tmp_path, kind):
     data = {"repeated": lambda: shuffled(1)().repeat(), "generator": generated}[kind]
@@ -310,7 +328,28 @@ def bfloat():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [mixed, held, distilled, deferred, several, bfloat], ids=lambda build: build.__name__)
+def accumulating():
+    return classifier(keras.optimizers.Adam(0.01, gradient_accumulation_steps=3))
+
+
+def two_optimizers():
+    return classifier(keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(
+        keras.optimizers.Adam(0.01), {".*kernel.*": keras.optimizers.SGD(0.1, momentum=0.9)})))
+
+
+def schedule_free():
+    return classifier(keras.optimizers.ScheduleFreeAdamW(0.01))
+
+
+def pruned():
+    model = prune.wrap(keras.Sequential([keras.Input((6,)), keras.layers.Dense(9, "relu"), keras.layers.Dropout(0.5),
+                                         keras.layers.Dense(3, "softmax")]), 0.5, end=12)
+    model.compile("adam", SUM)
+    return model
+
+
+@pytest.mark.parametrize("build", [mixed, held, distilled, deferred, several, bfloat, accumulating, two_optimizers,
+                                   schedule_free, pruned], ids=lambda build: build.__name__)
 def test_models_and_optimizers(tmp_path, build):
     others = [lambda: schedules.Plateau("loss", factor=0.5, patience=0, min_delta=9)] if build is held else []
     options = {"build": build, "others": others, "epochs": 3}
@@ -365,6 +404,13 @@ def test_outside_of_fit_it_is_refused(tmp_path):
     resume.set_model(classifier())
     with pytest.raises(ValueError, match="must be called by keras"):
         resume.on_train_begin()
+
+
+def test_in_a_training_loop_of_ones_own_it_is_refused(tmp_path):
+    model = classifier()
+    by_hand = keras.callbacks.CallbackList([callbacks.Resume(tmp_path)], model=model, epochs=1)
+    with pytest.raises(ValueError, match=r"works inside keras\.Model\.fit alone"):
+        by_hand.on_epoch_begin(0)
 
 
 def test_at_most_every_batches_are_redone(tmp_path):

@@ -220,3 +220,17 @@ def test_callbacks_of_other_modules_are_here_too():
     assert callbacks.SparsitySummaries is prune.SparsitySummaries
     with pytest.raises(AttributeError, match=r"tfopt.callbacks has SWA, Plateau, Resume, SparsitySummaries. Received"):
         callbacks.EarlyStopping  # noqa: B018
+
+
+def test_a_state_sets_only_attributes_that_a_callback_knows():
+    class Late(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.best = logs
+
+    callback = Late()
+    memory = Memory(callback)
+    memory.restore({"best": 3}, {})
+    assert callback.best == 3
+    for name in ("unknown", "on_epoch_end", "_model"):
+        with pytest.raises(ValueError, match="attributes that are never saved"):
+            memory.restore({name: 3}, {})

@@ -67,6 +67,7 @@ class Resume(keras.callbacks.Callback):
     def __init__(self, directory: PathLike, *, every: int | None = None, max_to_keep: int = 2):
         super().__init__()
         self.directory, self.every, self.max_to_keep = directory, every, max_to_keep
+        self._fit = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._fit = Fit(self.model)
@@ -83,7 +84,7 @@ class Resume(keras.callbacks.Callback):
         self._since, self._told = 0, set()
         if state:
             self._build(state["batch"])
-        fresh = not int(keras.ops.convert_to_numpy(self.model.optimizer.iterations.value))
+        fresh = not int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         self._settings = settings_of(self.model.optimizer) if fresh or not state else state["forms"]["settings"]
         if state:
             for what, now in self._forms().items():
@@ -93,20 +94,27 @@ class Resume(keras.callbacks.Callback):
         self._fit.intercept(self._steps)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._require_fit()
         self._fit.begin_at(None)
         self._epoch = epoch
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._require_fit()
         self._fit.report_metrics(False)
         stopped = bool(self.model.stop_training)
         if self.every is None or self._is_due() or stopped or epoch + 1 >= self.params["epochs"]:
             self._save(epoch + 1, 0, stopped)
 
     def on_train_end(self, logs: Any = None) -> None:
+        self._require_fit()
         self._fit.begin_at(None)
         if self._real_path() in _LOCKS:
             _LOCKS.pop(self._real_path()).close()
         self._fit = self._source = self._found = self._memories = self._begun = None            # they hold the data
+
+    def _require_fit(self):
+        require(self._fit is not None, "callbacks.Resume works inside keras.Model.fit alone", directory=self.directory,
+                do="Pass it to `fit`; a training loop of your own has to save its state itself.")
 
     def _real_path(self):
         return os.path.realpath(self.directory)
@@ -259,7 +267,8 @@ class Resume(keras.callbacks.Callback):
         before = randomness()
         set_randomness(self._begun)
         self._source.replay(state["epoch"], own)
-        set_randomness(before)
+        if not state["batch"]:                      # else the order of this epoch has yet to be drawn, as it was then
+            set_randomness(before)
         if not state["batch"] and self._source.first != state["source"]["first"]:
             warnings.warn("callbacks.Resume: the data come in another order than before, so that training goes on, but "
                           f"not exactly as it would have gone on. {ADVICE}", stacklevel=2)

@@ -1,5 +1,6 @@
 """Plain data to JSON and arrays, and back: the state of callbacks. Nothing here runs code that comes out of a file."""
 
+import dis
 import inspect
 import json
 import os
@@ -133,7 +134,8 @@ class Memory:
         return state
 
     def _may_be_state(self, name):
-        if name in _NEVER or callable(getattr(type(self.callback), name, None)):
+        if name in _NEVER or name not in _attributes_of(self.callback) or callable(
+                getattr(type(self.callback), name, None)):
             return False
         is_text = isinstance(self.begun.get(name), str | bytes | os.PathLike)
         return not (is_text and (name in self.given or type(self.callback).__module__.startswith("keras.")))
@@ -145,6 +147,16 @@ class Memory:
         for name, packed in state.items():
             setattr(self.callback, name, unpack(packed, arrays, vars(self.callback).get(name)))
             self.given.pop(name, None)
+
+
+def _attributes_of(callback):
+    """The names of what a callback holds, and of what methods of its class assign."""
+    def assigned(code):
+        inner = [assigned(part) for part in code.co_consts if inspect.iscode(part)]
+        return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}.union(*inner)
+
+    functions = [part for cls in type(callback).__mro__ for part in vars(cls).values() if inspect.isfunction(part)]
+    return set(vars(callback)).union(*(assigned(function.__code__) for function in functions))
 
 
 def _look(value, kept):
