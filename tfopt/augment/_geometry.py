@@ -7,7 +7,6 @@ y down; only its upper two rows are kept, as six tensors of shape [batch] (a, b,
 """
 
 import math
-from typing import ClassVar
 
 from .._check import OneOf, Whole, require
 from .._keras import tf
@@ -322,7 +321,7 @@ class Crop(Op):
     width: int
     scale: tuple[float, float] | None = None
     draws = 5
-    probability: ClassVar[float] = 1.0
+    probability = 1.0
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         require(self.scale or None in old or (self.height <= old[0] and self.width <= old[1]),
@@ -375,7 +374,7 @@ class Resize(Op):
 
     height: int
     width: int
-    probability: ClassVar[float] = 1.0
+    probability = 1.0
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         return self.height, self.width

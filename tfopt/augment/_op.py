@@ -52,7 +52,7 @@ class Op(NotALayer):
     """
 
     draws: typing.ClassVar[int] = 2
-    probability: typing.ClassVar[float] = 1.0
+    probability = 1.0                                  # without annotation: a field would come first in subclasses
     compiled: typing.ClassVar[bool] = False
     mixing: typing.ClassVar[bool] = True               # for `affine`: M is not diagonal
     centering: typing.ClassVar[bool] = True            # for `affine`: N is not zero
