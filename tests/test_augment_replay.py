@@ -68,6 +68,7 @@ def test_bits_depend_on_neither_parallelism_nor_batch_size(images, pipeline, bat
     assert (first != second).any((1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_order(images, pipeline):
     order = np.random.default_rng(2).permutation(COUNT)
     expected = pipeline.apply(images, epoch=4, index=range(COUNT)).numpy()

@@ -313,6 +313,7 @@ def test_views_of_a_list_are_averaged(rng):
     np.testing.assert_allclose(average.views(model, turned)(x), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_views_of_a_pipeline_are_those_of_its_epochs(rng, tmp_path):
     model, x = pictures(), rng.uniform(0, 255, size=(5, 8, 8, 3)).astype("float32")
     pipeline = augment.Pipeline([augment.Flip(), augment.Translate(0.2)], seed=4, jit_compile=False)

@@ -140,6 +140,7 @@ NATIVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_layer_tf_keras_has_too(name, rng):
     assert not _bridge.embedded(assert_bridges(shaken(NATIVE[name](), rng), rng))
@@ -236,6 +237,7 @@ def constants():
 GRAPHS = [branches, nests, operations, attention, transformer, masks, constants]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", GRAPHS, ids=lambda make: make.__name__)
 def test_a_graph(make, rng):
     model = shaken(make(), rng)
@@ -252,6 +254,7 @@ def test_what_no_output_depends_on_is_left_alone(rng):
     assert_equal(_bridge.copy_back(twin, model).get_layer("idle").kernel, model.get_layer("idle").kernel)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(strategies.integers(0, 10**6))
 def test_random_graphs(seed):
@@ -436,6 +439,7 @@ assert back.get_weights()[0].min() >= 0
 """, devices=2)
 
 
+@pytest.mark.slow
 def test_the_environment_is_left_alone(run_python):
     print(run_python("""
 import os, tensorflow as tf

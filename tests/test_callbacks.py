@@ -357,6 +357,7 @@ def test_models_and_optimizers(tmp_path, build):
     same(train(tmp_path, **options), train(**options))
 
 
+@pytest.mark.slow
 def test_augmentation_in_the_model_and_in_the_data(tmp_path):
     images, labels = np.random.default_rng(0).uniform(0, 1, (24, 8, 8, 1)).astype("float32"), np.arange(24) % 3
     layer = lambda: augment.Pipeline([augment.Rotate()], value_range=(0, 1), jit_compile=False)       # noqa: E731

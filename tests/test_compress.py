@@ -99,6 +99,7 @@ def test_each_stage_is_as_strong_as_allowed(compressed, parts):
     assert small.gzip < large.gzip / 5
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(compressed, model, parts):
     result, _, _ = compressed
     rows = {row.name: row for row in result.table.rows}
@@ -111,6 +112,7 @@ def test_accuracies_are_those_of_the_data_they_are_said_to_be_of(compressed, mod
     assert kept["drop"]["quantize"] == pytest.approx(right(model, parts[1]) - right(result.lite, parts[1]))
 
 
+@pytest.mark.slow
 def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(compressed):
     result, _, _ = compressed
     kernels = [layer.kernel.numpy() for layer in result.best.layers if hasattr(layer, "kernel")]
@@ -122,6 +124,7 @@ def test_zeros_and_shared_values_are_in_the_model_and_in_the_file(compressed):
     assert all(len(np.unique(row)) <= 12 for kernel in stored for row in kernel)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_users_is_changed(compressed):
     _, before, after = compressed
     keras.tree.map_structure(np.testing.assert_array_equal, before[:3], after[:3])
@@ -192,6 +195,7 @@ def test_a_spoilt_record_is_refused(tmp_path):
         _record.Record(tmp_path, {"seed": 0})
 
 
+@pytest.mark.slow
 def test_it_saves_and_loads(compressed, parts, tmp_path):
     result, _, _ = compressed
     result.save(tmp_path / "out")
@@ -265,6 +269,7 @@ def test_the_smallest_kernels_are_left_out():
     assert _stages.large(plan.assign(affected=[500, 300, 200, 9])) == ["c", "b", "a"]
 
 
+@pytest.mark.slow
 def test_losing_zeros_or_values_is_noticed(compressed, model, parts):
     """Negative controls of the check that every candidate passes."""
     result, _, _ = compressed

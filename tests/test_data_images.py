@@ -546,6 +546,7 @@ def test_empty_class_folders_are_named(folder):
     assert dataset.class_names == ["cat", "dog", "emu"]
 
 
+@pytest.mark.slow
 def test_views_are_not_rounded(folder):
     for images, _ in plain(folder, augment=augment.Pipeline([augment.Rotate((0.05, 0.05))], jit_compile=False)):
         assert (images != tf.round(images)).numpy().mean() > 0.3

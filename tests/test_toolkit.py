@@ -13,6 +13,7 @@ assert tf.keras.__version__.startswith("3.")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "import keras", "import tensorflow",
                                     "import tensorflow; tensorflow.keras.layers"])
 def test_the_process_is_left_as_it_was(run_python, before):
