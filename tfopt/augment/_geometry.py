@@ -321,7 +321,6 @@ class Crop(Op):
     width: int
     scale: tuple[float, float] | None = None
     draws = 5
-    probability = 1.0
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         require(self.scale or None in old or (self.height <= old[0] and self.width <= old[1]),
@@ -374,7 +373,6 @@ class Resize(Op):
 
     height: int
     width: int
-    probability = 1.0
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         return self.height, self.width

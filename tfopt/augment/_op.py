@@ -52,7 +52,9 @@ class Op(NotALayer):
     """
 
     draws: typing.ClassVar[int] = 2
-    probability = 1.0                                  # without annotation: a field would come first in subclasses
+    if typing.TYPE_CHECKING:                           # at run time, an annotated one comes first in subclasses
+        probability: typing.ClassVar[float]
+    probability = 1.0
     compiled: typing.ClassVar[bool] = False
     mixing: typing.ClassVar[bool] = True               # for `affine`: M is not diagonal
     centering: typing.ClassVar[bool] = True            # for `affine`: N is not zero
