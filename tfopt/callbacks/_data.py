@@ -1,6 +1,5 @@
 """The training data of a fit: which batches have been used, and how they are brought back in the same order."""
 
-import contextlib
 import zlib
 
 import numpy as np
@@ -34,25 +33,42 @@ class Source:
         self.seed = saved["seed"] if saved else seed if fit.shuffle and global_seed() is None else None
         self.watch = _Watch(self.seed)
         self.draws_a_pass = fit.iterator.num_batches if fit.shuffle == "batch" else 1
-        with shuffled_by(self.watch.shuffled) if self.seed is not None else contextlib.nullcontext():
-            dataset = fit.iterator.data_adapter.get_tf_dataset() if self.seed is not None else fit.dataset
+        dataset = self._dataset()
         self.spec = dataset.element_spec
+        self.form = self._form()
+        self._count(dataset, saved)
+        self._look_at(dataset)
+
+    def _dataset(self):
+        """The data set of one epoch; arrays without a seed in an order drawn by `watch`."""
+        if self.seed is None:
+            return self.fit.dataset
+        with shuffled_by(self.watch.shuffled):
+            return self.fit.iterator.data_adapter.get_tf_dataset()
+
+    def _form(self):
         leaves = [leaf for leaf in tf.nest.flatten(self.spec, expand_composites=True) if hasattr(leaf, "shape")]
-        self.form = {"batches": fit.iterator.num_batches, "arrays": [
+        return {"batches": self.fit.iterator.num_batches, "arrays": [
             [None if leaf.shape.rank is None else list(leaf.shape), leaf.dtype.name] for leaf in leaves]}
+
+    def _count(self, dataset, saved):
+        """Finds what counts epochs inside the data, and whether a pass can be skipped without drawing its batches."""
         self.counters, self.starts, self.straight = [], [], False
         if isinstance(dataset, tf.data.Dataset):                         # else the user has distributed it already
             self.counters = [node.epochs for node in datasets_in(dataset) if hasattr(node, "epochs")]
             self.starts = saved["starts"] if saved else [counter.next for counter in self.counters]
-            self.straight = bool(self.form["batches"]) and not fit.iterator.steps_per_epoch and (
-                fit.arrays is not None or _is_straight(dataset))
-        if fit.arrays is not None:
+            self.straight = bool(self.form["batches"]) and not self.fit.iterator.steps_per_epoch and (
+                self.fit.arrays is not None or _is_straight(dataset))
+
+    def _look_at(self, dataset):
+        """From now on `watch` knows the first batch of each pass; of arrays, some rows and the seed."""
+        if self.fit.arrays is not None:
             seed = 0 if self.seed is not None else global_seed() or 0
-            self.watch.look(*map(_some_rows, fit.arrays), np.array([seed]))
+            self.watch.look(*map(_some_rows, self.fit.arrays), np.array([seed]))
             if self.seed is not None:
-                fit.dataset = dataset
+                self.fit.dataset = dataset
         elif isinstance(dataset, tf.data.Dataset):
-            fit.dataset = dataset.enumerate().map(self.watch.watched)
+            self.fit.dataset = dataset.enumerate().map(self.watch.watched)
 
     @property
     def first(self):
@@ -74,19 +90,25 @@ class Source:
           epochs: passes that are over.
           steps: the epoch iterator's own generator of steps; it makes new iterators when Keras would.
         """
-        self.watch.draws = (epochs - 1) * self.draws_a_pass if self.straight else 0
-        for counter, start in zip(self.counters, self.starts, strict=True):
-            counter.next = start + epochs - 1 if self.straight else start
+        self._set_pass(epochs - 1 if self.straight else 0)
         for epoch in range(epochs):
             with self.fit.iterator.catch_stop_iteration():
-                for number, (begin, end, batches) in enumerate(steps()):
-                    if not self.straight or (number == 0 and epoch == epochs - 1):
-                        for _ in range(begin, end + 1):
-                            next(batches)
+                self._pass(steps(), first_only=self.straight, last=epoch == epochs - 1)
         if self.straight:
-            self.watch.draws = epochs * self.draws_a_pass
-            for counter, start in zip(self.counters, self.starts, strict=True):
-                counter.next = start + epochs
+            self._set_pass(epochs)
+
+    def _set_pass(self, number):
+        """Whatever draws an order by the number of the pass begins with this one."""
+        self.watch.draws = number * self.draws_a_pass
+        for counter, start in zip(self.counters, self.starts, strict=True):
+            counter.next = start + number
+
+    def _pass(self, steps, first_only, last):
+        """Draws the batches of a pass; with `first_only` those of the first step of the last pass alone."""
+        for number, (begin, end, batches) in enumerate(steps):
+            if not first_only or (number == 0 and last):
+                for _ in range(begin, end + 1):
+                    next(batches)
 
 
 class _Watch:
