@@ -162,8 +162,8 @@ class OneOf(Constraint):
         self.options, self.text = options, _listed([repr(option) for option in options])
 
     def __call__(self, value: Any) -> Any:
-        if getattr(value, "shape", ()) != ():
-            return NO
+        if any(getattr(part, "shape", ()) != () for part in (value if isinstance(value, list | tuple) else [value])):
+            return NO                                      # which compare element by element
         return next((option for option in self.options if option is value or (
             value == option and isinstance(value, str) == isinstance(option, str))), NO)
 
@@ -277,8 +277,9 @@ def _is_where(value):
 
 FLAG = Rule("True or False", _is_flag, bool)
 TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()), str)
+NAME = Rule("a name without `/`", lambda value: TEXT(value) is not NO and "/" not in value, str)
 PATH = Rule("a path (str or os.PathLike)", _is_path, os.fspath)
-FUNCTION = Rule("a function", callable)
+FUNCTION = Rule("a function", lambda value: callable(value) and not isinstance(value, type))
 SEED = Whole(low=0, high=2**31 - 1)
 BATCH_SIZE = Whole(low=1)
 EPOCHS = Whole(low=1)

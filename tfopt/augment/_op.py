@@ -132,7 +132,8 @@ class Range(Constraint):
         return self.relative and 0 < ends[0] < 1 < ends[1]
 
     def hint(self, value):
-        if isinstance(value, tuple | list) and len(value) == 2 and self._around_one(value):
+        if (isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, numbers.Real) for end in value)
+                and self._around_one(value)):
             low, high = value
             return f"It is added to 1: write ({low - 1:g}, {high - 1:g}) for {low:g} to {high:g} times."
         return self.do

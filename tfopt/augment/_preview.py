@@ -1,11 +1,12 @@
 """A look at what a pipeline does."""
 
+import os
 import typing
 
 import matplotlib.figure
 
-from .. import _plots
-from .._check import PATH, Instance, Whole, checked
+from .. import _data, _plots
+from .._check import PATH, Instance, Whole, checked, require
 from .._keras import tf
 from .._typing import PathLike
 from ._color import Normalize
@@ -42,7 +43,14 @@ def preview(pipeline: Pipeline, images: typing.Any, path: PathLike | None = None
     shown = [op for op in pipeline.ops if not isinstance(op, Normalize)]
     visible = Pipeline(shown, seed=pipeline.seed, fill_mode=pipeline.fill_mode, fill_value=pipeline.fill_value,
                        value_range=pipeline.value_range, jit_compile=pipeline.jit_compile)
-    images = tf.convert_to_tensor(images)[:8]
+    images = _data.read(images, name="images", targets="ignored").head(8).x
+    require(getattr(images, "ndim", 0) == 4 and images.dtype.kind in "biuf",
+            "`images` must be a batch of images [batch, height, width, channels]", images=images,
+            do="Give gray images an axis of 1 at the end, and one image an axis of 1 in front.")
+    ending = os.path.splitext(path or "figure.png")[1]
+    require(ending in (".png", ".pdf", ".svg", ".jpg") and os.path.isdir(os.path.dirname(path or "") or "."),
+            "`path` must end in .png, .jpg, .pdf or .svg and lie in a folder that exists", path=path)
+    images = tf.convert_to_tensor(images)
     index = tf.range(images.shape[0], dtype=tf.int64)
     classes = next((op.num_classes for op in shown if getattr(op, "num_classes", None)), 2)
     labels = None if visible.replayable else tf.zeros((images.shape[0], classes))

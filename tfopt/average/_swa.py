@@ -90,6 +90,8 @@ class SWA(keras.callbacks.Callback):
     @checked(start=Whole(low=0), every=Whole(low=1), momentum=Number(low=0, below=1))
     def __init__(self, start: int, every: int, *, data: Data | None = None, momentum: float | None = None) -> None:
         super().__init__()
+        if data is not None:
+            _data.read(data, targets="ignored")            # refused now rather than when training has begun
         self.start, self.every, self.data, self.momentum = start, every, data, momentum
         self.count = 0
         self.mean: list[Any] | None = None

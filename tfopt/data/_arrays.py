@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import _data
-from .._check import BATCH_SIZE, FLAG, SEED, Instance, Rule, checked
+from .._check import BATCH_SIZE, FLAG, SEED, Instance, Rule, checked, require
 from .._keras import keras, tf, without_autotune
 from .._typing import Dataset
 
@@ -23,7 +23,7 @@ def permutation(count, seed, epoch):
 
 
 AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
-               lambda value: callable(value) or hasattr(value, "apply"))
+               lambda value: not isinstance(value, type) and (callable(value) or hasattr(value, "apply")))
 DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
                    do="Make one with data.arrays(x, y, batch_size).")
 
@@ -55,6 +55,9 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any
       >>> [x.tolist() for x in dataset.as_numpy_iterator()], [x.tolist() for x in dataset.as_numpy_iterator()]
       ([[2, 4], [3, 0], [1]], [[1, 4], [3, 0], [2]])
     """
+    parts = keras.tree.flatten(x), [] if y is None else keras.tree.flatten(y)
+    require(parts[0] and not any(part is None for side in parts for part in side), "`x` and `y` must hold arrays",
+            x=x, y=y)
     given = _data.read((x, y), name="x, y")
     x, y = (tuple(part) if isinstance(part, list) else part for part in (given.x, given.y))   # tf.data stacks lists
     element = (x, y) if y is not None else (x,) if isinstance(x, tuple) else x

@@ -1,13 +1,14 @@
 """Tables to batches: what is fitted on the training rows becomes Keras layers, and only those layers touch data."""
 
 import dataclasses
+import os
 import warnings
 
 import numpy as np
 import pandas as pd
 
 from .._check import BATCH_SIZE, FLAG, NO, PATH, SEED, TEXT, Instance, Number, OneOf, checked, require
-from .._keras import keras, tf
+from .._keras import graph_of, keras, tf
 from .._typing import Dataset, PathLike
 from ._arrays import View, arrays, batches
 
@@ -129,6 +130,8 @@ def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
       >>> fitted.model.predict(raw_features(frame, fitted.model), verbose=0).tolist()
       [[-1.0], [1.0]]
     """
+    require(graph_of(model) is not None and isinstance(model.input, dict), "`model` must take a dict of columns",
+            model=model, do="Pass `.model` of what data.table returns, or such a model loaded from its file.")
     frame = _read(path_or_frame)
     raw = _raw(frame, model)
     return batches(len(frame), batch_size, lambda rows: {name: tf.gather(value, rows) for name, value in raw.items()},
@@ -195,7 +198,11 @@ def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, 
 
 
 def _read(path_or_frame: PathLike | pd.DataFrame) -> pd.DataFrame:
-    return path_or_frame if isinstance(path_or_frame, pd.DataFrame) else pd.read_csv(path_or_frame)
+    if isinstance(path_or_frame, pd.DataFrame):
+        return path_or_frame
+    require(os.path.isfile(path_or_frame) or "://" in path_or_frame, "`path_or_frame` must be a file that exists",
+            path_or_frame=path_or_frame)
+    return pd.read_csv(path_or_frame)
 
 
 def _check_names(frame, target, missing):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _models
-from .._check import MODEL, NO, TEXT, Instance, ListOf, Number, OneOf, Rule, checked, require
+from .._check import MODEL, NAME, NO, Instance, ListOf, Number, OneOf, Rule, checked, require
 from .._keras import compiled_as, forget_compiled, keras, loss_tracker, serializable, task_loss, tf
 from ._moving_average import MovingAverage
 from ._networks import Cache, Network, Result, inputs_of
@@ -85,7 +85,7 @@ class Distiller(keras.Model):
     """
 
     @checked(teacher=_TEACHER, student=MODEL, loss_weights=_WEIGHTS, student_loss_weight=Number(low=0, high=1),
-             name=TEXT)
+             name=NAME)
     def __init__(self, teacher: Teacher, student: keras.Model, losses: Losses, *,
                  loss_weights: Weight | Sequence[Weight] | dict[str, Weight] | None = None,
                  student_loss_weight: float = 0.5, name: str = "distiller") -> None:

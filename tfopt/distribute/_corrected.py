@@ -3,7 +3,7 @@
 import typing
 
 from .. import _models
-from .._check import MODEL, TEXT, Instance, Whole, checked, require
+from .._check import MODEL, NAME, Instance, Whole, checked, require
 from .._keras import OptimizerAround, keras, schedule_of, serializable, tf, without_autotune
 from .._typing import Dataset
 from ._strategy import replicas_here
@@ -40,7 +40,7 @@ class GlobalBatchOptimizer(OptimizerAround):
       0.1
     """
 
-    @checked(optimizer=Instance("keras.optimizers.Optimizer", text="a Keras optimizer"), name=TEXT)
+    @checked(optimizer=Instance("keras.optimizers.Optimizer", text="a Keras optimizer"), name=NAME)
     def __init__(self, optimizer: keras.optimizers.Optimizer, name: str = "global_batch_optimizer"):
         require(not isinstance(optimizer, keras.optimizers.MultiOptimizer),
                 "it takes one optimizer, and a MultiOptimizer holds several", optimizer=type(optimizer).__name__,

@@ -5,7 +5,7 @@ from .._check import MODEL, WHERE, Number, checked, refusal, require
 from .._keras import graph_of, keras, parts_of, producer, uses
 from .._typing import Where
 from ._drop_path import DropPath
-from ._penalties import PENALTY, Sum, get
+from ._penalties import PENALTY, Sum, found
 
 _KERNELS = {"kernel_regularizer": ("kernel",), "depthwise_regularizer": ("depthwise_kernel", "kernel"),
             "pointwise_regularizer": ("pointwise_kernel",), "recurrent_regularizer": ("recurrent_kernel",),
@@ -45,7 +45,7 @@ def add(model: keras.Model, penalty: keras.regularizers.Regularizer | str, *, wh
       2
     """
     _models.require_model(model, "regularizers.add")
-    penalty, by_default = get(penalty), where is None
+    penalty, by_default = found(penalty), where is None
     chosen = _models.select(model, where, "regularizers.add", what="layer with a kernel",
                             able=lambda layer: _kernels(layer, embeddings=not by_default))
     new = _models.copy(model)

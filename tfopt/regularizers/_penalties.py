@@ -166,7 +166,7 @@ class Sum(ConfigFromArguments, keras.regularizers.Regularizer):
 
     @checked(penalties=ListOf(PENALTY))
     def __init__(self, penalties: Sequence[keras.regularizers.Regularizer | str]) -> None:
-        self.penalties = list(map(get, penalties))
+        self.penalties = list(map(found, penalties))
 
     def __call__(self, weights: Any) -> tf.Tensor:
         weights = tf.convert_to_tensor(weights)
@@ -192,8 +192,19 @@ def get(identifier: str | dict[str, Any] | keras.regularizers.Regularizer | None
       >>> get("hoyer").strength, get("GroupLasso").axis
       (0.0001, -1)
     """
-    if not isinstance(identifier, str):
+    return found(identifier)
+
+
+def found(identifier):
+    """`get`, for functions that name themselves in what they refuse."""
+    if identifier is None or isinstance(identifier, keras.regularizers.Regularizer):
+        return identifier
+    if isinstance(identifier, dict):
+        require({"class_name", "config"} <= identifier.keys(), "a config of a regularizer must have `class_name` and "
+                "`config`", identifier=identifier, do="Pass what keras.regularizers.serialize returns.")
         return keras.regularizers.get(identifier)
+    require(isinstance(identifier, str) and identifier, "`identifier` must be a name, a config, a "
+            "keras.regularizers.Regularizer or None", identifier=identifier, do="Pass a name such as 'hoyer'.")
     kinds = Hoyer, GroupLasso, Kurtosis, L1, L2, L1L2, OrthogonalRegularizer
     known = {kind.__name__.lower(): kind for kind in kinds}
     kind = known.get(identifier.lower().replace("_", ""))
