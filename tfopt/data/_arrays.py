@@ -23,7 +23,8 @@ def permutation(count, seed, epoch):
 
 
 AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
-               lambda value: not isinstance(value, type) and (callable(value) or hasattr(value, "apply")))
+               lambda value: not isinstance(value, type) and (
+                   callable(value) or (hasattr(value, "apply") and not hasattr(value, "columns"))))
 DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
                    do="Make one with data.arrays(x, y, batch_size).")
 

@@ -115,4 +115,8 @@ def _runs(history):
     require(isinstance(history, dict), "report.curves needs a History, its `.history`, or a dict of them",
             history=type(history).__name__)
     runs = history if history and all(isinstance(run, kinds) for run in history.values()) else {"": history}
-    return {str(name): getattr(run, "history", run) for name, run in runs.items()}
+    found = {str(name): getattr(run, "history", run) for name, run in runs.items()}
+    require(all(isinstance(key, str) and hasattr(values, "__len__") and not isinstance(values, str)
+                for run in found.values() for key, values in run.items()),
+            "report.curves needs a list of numbers, one each epoch, for each metric", history=history)
+    return found

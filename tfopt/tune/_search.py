@@ -37,7 +37,7 @@ BUILD = Rule("a function of `hp` or a keras_tuner.HyperModel",
              lambda value: not isinstance(value, keras.Model) and callable(getattr(value, "build", value)))
 CALLBACKS = Rule("a function of `hp` that returns new callbacks for each trial", callable)
 OBJECTIVE = Rule("a name, (name, 'min' or 'max'), or a list of them, not empty",
-                 lambda value: bool(value) and (isinstance(value, str | list | tuple) or hasattr(value, "direction")))
+                 lambda value: (isinstance(value, str | list | tuple) and bool(value)) or hasattr(value, "direction"))
 MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "similarity")
 
 
@@ -275,7 +275,8 @@ def objectives_of(objective):
       >>> objectives_of(["val_accuracy", ("val_money", "max"), "bytes"])
       {'val_accuracy': 'max', 'val_money': 'max', 'bytes': 'min'}
     """
-    if isinstance(objective, tuple) and len(objective) == 2 and objective[1] in ("min", "max"):
+    if isinstance(objective, tuple) and len(objective) == 2 and isinstance(objective[1], str) and (
+            objective[1] in ("min", "max")):
         objective = [objective]
     found = {}
     for one in objective if isinstance(objective, list | tuple) else [objective]:

@@ -3,9 +3,12 @@
 from typing import Protocol, runtime_checkable
 
 from .. import augment, distill, regularizers, schedules
-from .._check import FLAG, SEED, Number, Whole, checked, require
+from .._check import FLAG, SEED, Number, Rule, Whole, checked, require
 from .._keras import keras
 from ._oracles import HyperParameters
+
+HP = Rule("a keras_tuner.HyperParameters", lambda value: not isinstance(value, type) and hasattr(value, "Choice")
+          and hasattr(value, "Float"))
 
 
 @runtime_checkable
@@ -15,7 +18,7 @@ class KnowsSteps(Protocol):
     def steps(self) -> int | None: ...
 
 
-@checked(total=Whole(low=1), low=Number(above=0), high=Number(above=0))
+@checked(hp=HP, total=Whole(low=1), low=Number(above=0), high=Number(above=0))
 def schedule(hp: HyperParameters, *, total: int | None = None, low: float = 1e-4,
              high: float = 1e-1) -> keras.optimizers.schedules.LearningRateSchedule:
     """A learning-rate schedule: one of four shapes, and its peak.
@@ -51,7 +54,7 @@ def schedule(hp: HyperParameters, *, total: int | None = None, low: float = 1e-4
             "warmup_cosine": lambda: schedules.Warmup(schedules.CosineDecay(peak, total - warmup), warmup)}[shape]()
 
 
-@checked(low=Number(above=0), high=Number(above=0))
+@checked(hp=HP, low=Number(above=0), high=Number(above=0))
 def regularizer(hp: HyperParameters, *, low: float = 1e-6, high: float = 1e-2) -> keras.regularizers.Regularizer | None:
     """A penalty for kernels, or None: L2, GroupLasso (empties units) or Hoyer (drives small weights to zero).
 
@@ -77,7 +80,7 @@ def regularizer(hp: HyperParameters, *, low: float = 1e-6, high: float = 1e-2) -
     return None if kind == "none" else made[kind](strength)
 
 
-@checked(flip=FLAG, seed=SEED)
+@checked(hp=HP, flip=FLAG, seed=SEED)
 def augmentation(hp: HyperParameters, *, flip: bool = True, seed: int = 0) -> augment.Pipeline | None:
     """An augmentation of images: none, one strength for the classic operations, RandAugment or TrivialAugment.
 
@@ -113,6 +116,7 @@ def augmentation(hp: HyperParameters, *, flip: bool = True, seed: int = 0) -> au
     return augment.Pipeline([augment.Flip(), *ops] if flip else ops, seed=seed)
 
 
+@checked(hp=HP)
 def distillation(hp: HyperParameters) -> tuple[distill.Logits, float]:
     """How a student learns from a teacher: the temperature, and the weight of the labels.
 
@@ -133,7 +137,7 @@ def distillation(hp: HyperParameters) -> tuple[distill.Logits, float]:
     return distill.Logits(temperature), hp.Float("student_loss_weight", 0.0, 0.9, default=0.5)
 
 
-@checked(low=Number(above=0, below=1), high=Number(above=0, below=1))
+@checked(hp=HP, low=Number(above=0, below=1), high=Number(above=0, below=1))
 def sparsity(hp: HyperParameters, *, low: float = 0.3, high: float = 0.95) -> float:
     """The share of weights that `prune.wrap` sets to zero.
 
@@ -155,7 +159,7 @@ def sparsity(hp: HyperParameters, *, low: float = 0.3, high: float = 0.95) -> fl
     return 1 - hp.Float("density", 1 - high, 1 - low, sampling="log", default=((1 - high) * (1 - low)) ** 0.5)
 
 
-@checked(low=Number(above=0, below=1), high=Number(above=0, high=1))
+@checked(hp=HP, low=Number(above=0, below=1), high=Number(above=0, high=1))
 def shrink_ratio(hp: HyperParameters, *, low: float = 0.2, high: float = 0.9) -> float:
     """The share of the multiply-accumulates that `shrink.channels(model, macs=...)` leaves.
 
