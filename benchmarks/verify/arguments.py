@@ -4,8 +4,8 @@
 
 One argument at a time is replaced in a valid call (tests/valid_calls.py). A call may work or end in one sentence that
 starts with the function's name; anything else is "raw". "silent": something that no argument can mean was accepted.
-"scalars": a valid number as NumPy's was refused. Writes docs/measured/arguments.csv, a row a callable, and prints what
-is at fault.
+"scalars": a valid number as NumPy's was refused. Writes docs/measured/arguments.csv, a row a callable (of those
+that are chosen), and prints what is at fault.
 """
 
 import os
@@ -55,8 +55,9 @@ def main(chosen):
         os.chdir(PROJECT)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("callable")
     print(table.sum().to_string())
-    if not chosen:
-        table.to_csv(PROJECT / "docs" / "measured" / "arguments.csv")
+    path = PROJECT / "docs" / "measured" / "arguments.csv"
+    before = pd.read_csv(path, index_col="callable") if chosen and path.exists() else table.iloc[:0]
+    pd.concat([before.drop(table.index, errors="ignore"), table]).sort_index().to_csv(path)
 
 
 if __name__ == "__main__":
