@@ -268,6 +268,56 @@ def test_a_teacher_that_was_loaded_again_is_the_same(tmp_path, rng):
         distill.cache_teacher(teacher, x, directory=tmp_path / "cache", batch_size=8)
 
 
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def changed(file):
+    content = bytearray(file.read_bytes())
+    content[-60:] = bytes(60)
+    file.write_bytes(content)
+
+
+def swapped(file):
+    other = file.with_name(file.name.replace("00001", "00000"))
+    first, second = file.read_bytes(), other.read_bytes()
+    file.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("damage", [cut, changed, swapped], ids=lambda damage: damage.__name__)
+def test_damaged_shards_are_named_and_computed_again(rng, tmp_path, damage):
+    x, teacher = arrays(rng)[0], dense(16)
+    distill.cache_teacher(teacher, x, directory=tmp_path, batch_size=8, verbose=0)
+    damage(sorted(tmp_path.glob("*.npy"))[1])
+    with pytest.warns(UserWarning, match=r"shard-00001.npy .*not as it was written.*computed again"):
+        cached = distill.cache_teacher(teacher, x, directory=tmp_path, batch_size=8, verbose=0)
+    seen, outputs = everything(cached)
+    np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
+
+
+def test_a_damaged_index_is_named_and_all_computed_again(rng, tmp_path):
+    x, teacher = arrays(rng)[0], dense(16)
+    distill.cache_teacher(teacher, x, directory=tmp_path, batch_size=8, verbose=0)
+    cut(tmp_path / "index.json")
+    with pytest.warns(UserWarning, match=r"index.json .*computed again"):
+        cached = distill.cache_teacher(teacher, x, directory=tmp_path, batch_size=8, verbose=0)
+    seen, outputs = everything(cached)
+    np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
+
+
+def test_logits_that_share_an_offset_lose_nothing(rng):
+    from tfopt.distill._packing import pack
+
+    logits = rng.normal(8000, 3, (50, 10)).astype("float32")
+    expected = scipy.special.softmax(logits, -1)
+    for kind in ("logits", "softmax"):
+        found = scipy.special.softmax(unpack(pack(logits, kind, None), 10), -1)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    plain = scipy.special.softmax(logits.astype("float16").astype("float32"), -1)
+    assert np.abs(plain - expected).max() > 0.1                                      # negative control
+
+
 # ---------------------------------------------------------------- what is refused
 
 def shuffled(x, y):
