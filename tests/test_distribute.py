@@ -128,16 +128,16 @@ def test_an_unknown_precision_is_refused():
 # The probe
 
 def test_the_probe_tells_right_from_wrong(monkeypatch):
-    strategy, right = tf.distribute.get_strategy(), _keras.tf_trainer.reduce_per_replica
+    strategy, right = tf.distribute.get_strategy(), _keras.workers.tf_trainer.reduce_per_replica
     assert _workers.fault(strategy) is None
-    monkeypatch.setattr(_keras.tf_trainer, "reduce_per_replica", lambda values, *arguments, **settings:
+    monkeypatch.setattr(_keras.workers.tf_trainer, "reduce_per_replica", lambda values, *arguments, **settings:
                         keras.tree.map_structure(lambda value: 2 * value, right(values, *arguments, **settings)))
     assert _workers.fault(strategy) is None, "the trackers know the loss, whatever a step returns"
 
     def fails(*arguments, **settings):
         raise ValueError("no such axis")
 
-    monkeypatch.setattr(_keras.tf_trainer, "reduce_per_replica", fails)
+    monkeypatch.setattr(_keras.workers.tf_trainer, "reduce_per_replica", fails)
     assert _workers.fault(strategy) == "ValueError: no such axis"
 
 
@@ -379,7 +379,7 @@ def test_sync_batch_norm_keeps_a_class_of_ones_own():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(AttributeError, match=r"tfopt.distribute has GlobalBatchOptimizer, check"):
+    with pytest.raises(AttributeError, match=r"tfopt.distribute has GlobalBatchOptimizer, diagnose"):
         distribute.Strategy  # noqa: B018
 
 
