@@ -130,7 +130,7 @@ def test_a_keyword_of_another_library_is_asked_about():
 def test_a_signature_stays_and_keras_reads_it():
     assert str(inspect.signature(train)) == "(rate, *rest, steps=None, mode='min')"
     assert list(inspect.signature(Half).parameters) == ["rate", "start", "kwargs"]
-    layer = Half(np.float32(0.5), name="half", dtype="float16", trainable=False)
+    layer = Half(0.5, name="half", dtype="float16", trainable=False)
     assert layer.get_config()["rate"] == 0.5
     assert Half.from_config(layer.get_config()).name == "half"
 
