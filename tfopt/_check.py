@@ -164,6 +164,7 @@ class OneOf(Constraint):
     def __call__(self, value: Any) -> Any:
         if any(getattr(part, "shape", ()) != () for part in (value if isinstance(value, list | tuple) else [value])):
             return NO                                      # which compare element by element
+        value = value.item() if Instance("numpy.generic")(value) is not NO else value
         return next((option for option in self.options if option is value or (
             value == option and isinstance(value, str) == isinstance(option, str))), NO)
 

@@ -305,6 +305,10 @@ def _rank_change_of(part, tensor):
 def _arrays(parts, form):
     """Arrays that fit each other and the model."""
     x, y, sample_weight = parts
+    for what, part in zip(_WEIGHTS, parts, strict=True):
+        flat = keras.tree.flatten(part)
+        require(flat and all(array is not None for array in flat) if part is not None else what != "x",
+                f"`{form.name}` must hold an array as {what}", **{form.name: _shapes(parts)})
     form.require_fit(x)
     found = Arrays(form.arranged(x), y, sample_weight)
     lengths = {len(part) for part in keras.tree.flatten(parts) if part is not None}

@@ -1,11 +1,13 @@
 """What the library's figures share: canvas, colors, the Pareto front."""
 
 import io
+import pathlib
 
 import matplotlib.figure
 import numpy as np
 
 from . import _files
+from ._check import require
 
 INK, GRAY, BLUE, ORANGE, GRID = "#1f2933", "#7b8794", "#2563a8", "#d9822b", "#e4e7eb"
 COLORS = (BLUE, ORANGE, "#2e8b57", "#a23b72", "#6b7280", "#8c6d1f")
@@ -45,6 +47,8 @@ def title(axes, text):
 def save(figure, path, dpi=150):
     """Writes the figure, if there is a path, in the format of its ending; returns the figure."""
     if path is not None:
+        require(pathlib.Path(path).suffix in (".png", ".pdf", ".svg"), "`path` must end with .png, .pdf or .svg",
+                path=path)
         with _files.whole(path) as part:
             figure.savefig(part, dpi=dpi)
     return figure

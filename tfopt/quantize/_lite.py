@@ -162,9 +162,14 @@ class LiteModel:
         pipes = [keras.Input(array.shape[1:], dtype=array.dtype) for array in flat]
         through = keras.Model(pipes, keras.tree.pack_sequence_as(outputs, [keras.ops.copy(pipe) for pipe in pipes]))
         nothing = keras.tree.map_structure(lambda _: (lambda y, outputs: 0.0), outputs)
-        through.compile(loss=nothing if loss is None else loss, metrics=_for_each(metrics, outputs),
-                        weighted_metrics=_for_each(weighted_metrics, outputs))
-        found = through.evaluate(flat, data.y, sample_weight=data.sample_weight, verbose=0, return_dict=True)
+        try:
+            through.compile(loss=nothing if loss is None else loss, metrics=_for_each(metrics, outputs),
+                            weighted_metrics=_for_each(weighted_metrics, outputs))
+            found = through.evaluate(flat, data.y, sample_weight=data.sample_weight, verbose=0, return_dict=True)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise refusal("`loss`, `metrics` and `y` must be such as Keras takes for these outputs",
+                          loss=loss, metrics=metrics, weighted_metrics=weighted_metrics,
+                          do=f"Keras says: {' '.join(str(error).split())[:300]}") from error
         return {name: value for name, value in found.items() if loss is not None or not name.endswith("loss")}
 
     @checked(path=PATH)
