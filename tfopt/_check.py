@@ -461,10 +461,3 @@ def _put_first(name, error):
 def _meant(name, known):
     by_habit = [ours for ours in known if name in _HABITS.get(ours, "").split()]
     return f"Did you mean `{by_habit[0]}`?" if by_habit else did_you_mean(name, known)
-
-
-# ------------------------------------------------------------------------------------------------ until all have moved
-
-def require_number(name: str, value: Any, *, integer: bool = False, **bounds: Any) -> None:
-    """Refuses `value` unless it is a number within its bounds; `checked` says the same of an argument as data."""
-    _taken(name, (Whole if integer else Number)(**bounds), value)

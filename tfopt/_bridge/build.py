@@ -6,7 +6,7 @@ import zlib
 import tf_keras
 
 from .. import _models
-from .._check import require
+from .._check import refusal, require
 from .._keras import graph_of, keras, mask_of, parts_of, producer, uses_for
 from . import translate
 from .embed import Embedded
@@ -122,9 +122,9 @@ class Builder:
             return twin or Embedded.of(op, *symbols, name=name, dtype=self.dtype)
         except (NotImplementedError, TypeError, ValueError) as reason:
             problem = reason
-        require(False, f"{self.caller} carries the layer {op.name} ({type(op).__name__}) as it is, and for that it "
-                       "must be made again from its config", reason=str(problem).strip().split("\n")[0],
-                do="Give its class a get_config() with the arguments of its constructor.")
+        raise refusal(f"{self.caller} carries the layer {op.name} ({type(op).__name__}) as it is, and for that it "
+                             "must be made again from its config", reason=str(problem).strip().split("\n")[0],
+                      do="Give its class a get_config() with the arguments of its constructor.")
 
     def _name(self, op, prefix):
         """That of a layer is fixed by its path; an operation takes one that is free."""

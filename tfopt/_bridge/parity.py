@@ -5,7 +5,7 @@ import inspect
 
 import numpy as np
 
-from .._check import require
+from .._check import refusal, require
 from .._keras import keras, mask_of, set_mask, tf
 from .build import run
 
@@ -22,8 +22,8 @@ def require_equal(model, graph, twin, build):
         if _close(expected, twin(batch, training=False), tolerance):
             return
         place, gap = _first_difference(graph, batch, build, tolerance)
-    require(False, f"{build.caller} needs a tf_keras twin that computes the same, and that of {place} does not",
-            difference=gap, do="Replace this layer, or leave it out of the model.")
+    raise refusal(f"{build.caller} needs a tf_keras twin that computes the same, and that of {place} does not",
+                  difference=gap, do="Replace this layer, or leave it out of the model.")
 
 
 @contextlib.contextmanager

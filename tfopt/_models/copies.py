@@ -6,7 +6,7 @@ import inspect
 
 import numpy as np
 
-from .._check import require
+from .._check import refusal, require
 from .._keras import (
     fresh_inputs,
     fresh_operation,
@@ -333,9 +333,9 @@ def _build_alike(old, new):
     try:
         new.build_from_config(shapes)
     except Exception as problem:                               # of the user's `build` or `call`
-        require(False, f"{describe(old)} cannot be built again", shapes=shapes,
-                reason=_short(problem), do="Let its class build in `build(input_shape)`, or rebuild it with "
-                "keras.Model(inputs, outputs).")
+        raise refusal(f"{describe(old)} cannot be built again", shapes=shapes,
+                      reason=_short(problem), do="Let its class build in `build(input_shape)`, or rebuild it with "
+                      "keras.Model(inputs, outputs).") from None
 
 
 def _short(problem):

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from .. import quantize
-from .._check import require
+from .._check import refusal, require
 
 
 class Record:
@@ -91,8 +91,8 @@ class Record:
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except json.JSONDecodeError as error:
-            require(False, f"compress.run cannot read {self.path}", reason=str(error),
-                    do="Pass another directory, or take this file away.")
+            raise refusal(f"compress.run cannot read {self.path}", reason=str(error),
+                          do="Pass another directory, or take this file away.") from None
 
 
 def fingerprint(arrays):

@@ -22,7 +22,7 @@ import warnings
 
 import numpy as np
 
-from .._check import require
+from .._check import refusal
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -218,8 +218,8 @@ def optuna_or_refuse():
     try:
         import optuna
     except ImportError:
-        require(False, "algorithm 'tpe' needs Optuna", error=ImportError,
-                do="Run `pip install tfopt[optuna]`, or pass algorithm='random'.")
+        raise refusal("algorithm 'tpe' needs Optuna", error=ImportError,
+                      do="Run `pip install tfopt[optuna]`, or pass algorithm='random'.") from None
     return optuna
 
 
@@ -228,8 +228,8 @@ def scikit_or_refuse():
         import scipy
         import sklearn
     except ImportError:
-        require(False, "algorithm 'bayesian' needs scikit-learn and SciPy", error=ImportError,
-                do="Run `pip install scikit-learn scipy`, or pass algorithm='tpe'.")
+        raise refusal("algorithm 'bayesian' needs scikit-learn and SciPy", error=ImportError,
+                      do="Run `pip install scikit-learn scipy`, or pass algorithm='tpe'.") from None
     return scipy, sklearn
 
 
