@@ -45,6 +45,7 @@ from tfopt import (  # noqa: E402
     schedules,
     shrink,
 )
+from tfopt._litert import file  # noqa: E402
 
 
 class WrongError(Exception):
@@ -59,14 +60,14 @@ def outputs(model, x):
     return arrays(model(keras.tree.map_structure(tf.convert_to_tensor, x), training=False))
 
 
-def near(found, expected, share, what):
-    """Refuses outputs that lie further apart than `share` of the range of what is expected."""
+def near(found, expected, share, what, steps=None):
+    """Refuses outputs that lie further apart than `share` of the range of what is expected, or two of their `steps`."""
     if len(found) != len(expected):
         raise WrongError(f"{what}: {len(found)} outputs instead of {len(expected)}")
-    for a, b in zip(found, expected, strict=True):
-        gap = np.abs(a.reshape(b.shape) - b).max() / max(np.ptp(b), 1e-3)
-        if not gap <= share:
-            raise WrongError(f"{what}: {gap:.2g} of the range apart")
+    for a, b, step in zip(found, expected, steps or [0.0] * len(found), strict=True):
+        gap, reach = np.abs(a.reshape(b.shape) - b).max(), max(np.ptp(b), 1e-3)
+        if not gap <= max(share * reach, 2 * step):
+            raise WrongError(f"{what}: {gap / reach:.2g} of the range apart")
 
 
 def compiled(model, of):
@@ -111,15 +112,31 @@ def in_interpreter(lite, p, model):
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
+def output_steps(lite):
+    """What one integer of each output stands for; 0 where the file computes it in float."""
+    graph = lite.parsed.subgraphs[0]
+    source = {op.outputs[0]: op for op in graph.operators}
+    steps = []
+    for index in graph.outputs:
+        op = source.get(index)
+        if op is not None and file.kind_of(lite.parsed, op) == "DEQUANTIZE":
+            index = op.inputs[0]
+        held = graph.tensors[index].quantization
+        steps.append(float(held.scale[0]) if held is not None and held.scale is not None and len(held.scale) else 0.0)
+    return steps
+
+
 def same_file(lite, p, model, share, what):
     """The file's outputs are the model's, whatever the order its outputs are listed in."""
     found, expected = in_interpreter(lite, p, model), [part[:8] for part in outputs(model, p.x)]
     order = sorted(range(len(found)), key=lambda i: (found[i].size, i))
-    found = [found[i] for i in order]
-    expected = [expected[i] for i in sorted(range(len(expected)), key=lambda i: (expected[i].size, i))]
-    near(found, expected, share, f"{what} in the interpreter")
+    found, steps = [found[i] for i in order], output_steps(lite)
+    places = sorted(range(len(expected)), key=lambda i: (expected[i].size, i))
+    in_model = dict(zip(places, (steps[i] for i in order), strict=False))
+    expected = [expected[i] for i in places]
+    near(found, expected, share, f"{what} in the interpreter", [steps[i] for i in order])
     near(arrays(lite.predict(keras.tree.map_structure(lambda part: np.asarray(part)[:8], p.x))),
-         [part[:8] for part in outputs(model, p.x)], share, f"{what}.predict")
+         [part[:8] for part in outputs(model, p.x)], share, f"{what}.predict", [in_model[i] for i in sorted(in_model)])
 
 
 def reloaded(model, p):
