@@ -1,4 +1,4 @@
-"""The twin computes what the original computes, trains as it trains, and gives its weights back."""
+"""The counterpart computes what the original computes, trains as it trains, and gives its weights back."""
 
 import keras
 import numpy as np
@@ -88,20 +88,20 @@ def assert_equal(a, b, tolerance=1e-5):
 
 def assert_bridges(model, rng, *, trains=True):
     """Same outputs, same loss and gradients, same again after cloning; comes back exactly."""
-    x, twin = batch_of(model, rng), _bridge.to_legacy(model)
-    assert_equal(twin(x, training=False), model(x, training=False))
-    clone = tf_keras.models.clone_model(twin)
-    clone.set_weights(twin.get_weights())
+    x, counterpart = batch_of(model, rng), _bridge.to_legacy(model)
+    assert_equal(counterpart(x, training=False), model(x, training=False))
+    clone = tf_keras.models.clone_model(counterpart)
+    clone.set_weights(counterpart.get_weights())
     assert_equal(clone(x, training=False), model(x, training=False))
     if trains:
-        (loss, gradients), (expected, theirs) = loss_and_gradients(twin, x), loss_and_gradients(model, x)
+        (loss, gradients), (expected, theirs) = loss_and_gradients(counterpart, x), loss_and_gradients(model, x)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert gradients == pytest.approx(theirs, rel=1e-3, abs=1e-3)
-    for w in twin.trainable_weights:
+    for w in counterpart.trainable_weights:
         w.assign(w * 1.5)
-    back = _bridge.copy_back(twin, model)
-    assert_equal(back(x, training=False), twin(x, training=False))
-    return twin
+    back = _bridge.copy_back(counterpart, model)
+    assert_equal(back(x, training=False), counterpart(x, training=False))
+    return counterpart
 
 
 NATIVE = {
@@ -241,17 +241,17 @@ GRAPHS = [branches, nests, operations, attention, transformer, masks, constants]
 @pytest.mark.parametrize("make", GRAPHS, ids=lambda make: make.__name__)
 def test_a_graph(make, rng):
     model = shaken(make(), rng)
-    twin = assert_bridges(model, rng, trains=make is not masks)      # slow, and no other gradients
-    assert not any(isinstance(layer, tf_keras.Model) for layer in twin.layers)
+    counterpart = assert_bridges(model, rng, trains=make is not masks)      # slow, and no other gradients
+    assert not any(isinstance(layer, tf_keras.Model) for layer in counterpart.layers)
     assert {_bridge.legacy_name(path) for path, layer in _models.layers(model).items() if layer.weights} <= {
-        layer.name for layer in twin.layers}
+        layer.name for layer in counterpart.layers}
 
 
 def test_what_no_output_depends_on_is_left_alone(rng):
     model = partly_used()
-    twin = assert_bridges(model, rng, trains=False)
-    assert {layer.name for layer in twin.layers} & {"idle", "inner.right", "inner.left"} == {"inner.left"}
-    assert_equal(_bridge.copy_back(twin, model).get_layer("idle").kernel, model.get_layer("idle").kernel)
+    counterpart = assert_bridges(model, rng, trains=False)
+    assert {layer.name for layer in counterpart.layers} & {"idle", "inner.right", "inner.left"} == {"inner.left"}
+    assert_equal(_bridge.copy_back(counterpart, model).get_layer("idle").kernel, model.get_layer("idle").kernel)
 
 
 @pytest.mark.slow
@@ -259,17 +259,17 @@ def test_what_no_output_depends_on_is_left_alone(rng):
 @given(strategies.integers(0, 10**6))
 def test_random_graphs(seed):
     model = random_graph(seed)
-    x, twin = random_batch(model, seed), _bridge.to_legacy(model)
-    assert_equal(twin(x, training=False), model(x, training=False))
-    for mine, theirs in zip(_bridge.copy_back(twin, model).get_weights(), model.get_weights(), strict=True):
+    x, counterpart = random_batch(model, seed), _bridge.to_legacy(model)
+    assert_equal(counterpart(x, training=False), model(x, training=False))
+    for mine, theirs in zip(_bridge.copy_back(counterpart, model).get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_operations_that_are_layers_become_layers():
     x = keras.Input((4,))
     y = L.Dense(4)(x)
-    twin = _bridge.to_legacy(keras.Model(x, keras.ops.relu(keras.ops.concatenate([x + y, x * y, x - y]))))
-    assert not _bridge.embedded(twin)
+    counterpart = _bridge.to_legacy(keras.Model(x, keras.ops.relu(keras.ops.concatenate([x + y, x * y, x - y]))))
+    assert not _bridge.embedded(counterpart)
 
 
 def test_names():
@@ -295,8 +295,8 @@ def test_frozen_layers_stay_frozen(rng):
     inner.trainable = False
     model = keras.Sequential([inner, Scaled(3), L.Dense(2, kernel_regularizer="l2", trainable=False), L.Dense(1)])
     model.build((None, 3))
-    twin = assert_bridges(model, rng)
-    assert len(twin.trainable_weights) == len(model.trainable_weights) == 4
+    counterpart = assert_bridges(model, rng)
+    assert len(counterpart.trainable_weights) == len(model.trainable_weights) == 4
 
 
 def test_nothing_of_the_model_or_the_random_state_changes(rng):
@@ -314,19 +314,19 @@ def test_nothing_of_the_model_or_the_random_state_changes(rng):
 
 def test_constraints_act_and_can_be_found(rng):
     model = images(L.Conv2D(2, 3, kernel_constraint=keras.constraints.MaxNorm(0.1)), Scaled(2), L.Dense(1))
-    twin = _bridge.to_legacy(model)
-    assert sum(w.constraint is not None for w in twin.weights) == 2
-    twin.compile("sgd", "mse")
-    twin.fit(rng.normal(size=(8, 8, 8, 3)), rng.normal(size=(8, 6, 6, 1)), verbose=0)
-    assert np.linalg.norm(twin.layers[1].get_weights()[0], axis=0).max() <= 0.1001
+    counterpart = _bridge.to_legacy(model)
+    assert sum(w.constraint is not None for w in counterpart.weights) == 2
+    counterpart.compile("sgd", "mse")
+    counterpart.fit(rng.normal(size=(8, 8, 8, 3)), rng.normal(size=(8, 6, 6, 1)), verbose=0)
+    assert np.linalg.norm(counterpart.layers[1].get_weights()[0], axis=0).max() <= 0.1001
 
 
 class Unchanged(Adopted):
-    def rewrite(self, twin, base):
-        return twin
+    def rewrite(self, counterpart, base):
+        return counterpart
 
 
-def test_constraints_act_in_an_adopted_twin(rng):
+def test_constraints_act_in_an_adopted_counterpart(rng):
     model = images(L.Conv2D(2, 3, kernel_constraint=keras.constraints.MaxNorm(0.1)), Scaled(2), L.Dense(1))
     x, y = rng.normal(size=(8, 8, 8, 3)), rng.normal(size=(8, 6, 6, 1))
     adopted, losses = Unchanged(model, {}), []
@@ -339,12 +339,12 @@ def test_constraints_act_in_an_adopted_twin(rng):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
-def test_a_twin_trains_as_its_original(rng):
+def test_a_counterpart_trains_as_its_original(rng):
     x, y = rng.normal(size=(32, 8, 8, 3)).astype("float32"), rng.normal(size=(32, 2)).astype("float32")
     model = images(L.Conv2D(4, 3, kernel_regularizer="l2"), L.BatchNormalization(), Scaled(4), L.Flatten(), L.Dense(2))
-    twin = _bridge.to_legacy(model)
+    counterpart = _bridge.to_legacy(model)
     losses = []
-    for module, net in ((keras, model), (tf_keras, twin)):
+    for module, net in ((keras, model), (tf_keras, counterpart)):
         net.compile(module.optimizers.SGD(0.01), "mse")
         losses.append(net.fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0).history["loss"])
     assert losses[0][-1] < 0.9 * losses[0][0]
@@ -353,15 +353,15 @@ def test_a_twin_trains_as_its_original(rng):
 
 def test_dropout_and_random_layers_act_in_training_alone(rng):
     model = images(L.RandomFlip(seed=1), L.Dropout(0.5), L.Lambda(lambda x: keras.random.dropout(x, 0.0) + 1))
-    x, twin = rng.normal(size=(4, 8, 8, 3)).astype("float32"), _bridge.to_legacy(model)
-    assert_equal(twin(x, training=False), x + 1)
-    assert np.mean(np.isclose(twin(x, training=True), 1)) == pytest.approx(0.5, abs=0.1)
-    before = [w.numpy() for w in twin.weights]
+    x, counterpart = rng.normal(size=(4, 8, 8, 3)).astype("float32"), _bridge.to_legacy(model)
+    assert_equal(counterpart(x, training=False), x + 1)
+    assert np.mean(np.isclose(counterpart(x, training=True), 1)) == pytest.approx(0.5, abs=0.1)
+    before = [w.numpy() for w in counterpart.weights]
     assert len(before) == 1                                  # the state of RandomFlip's generator
-    twin.predict(x, verbose=0)
-    assert_equal(before, [w.numpy() for w in twin.weights])
-    twin(x, training=True)
-    assert np.any(before[0] != twin.weights[0].numpy())
+    counterpart.predict(x, verbose=0)
+    assert_equal(before, [w.numpy() for w in counterpart.weights])
+    counterpart(x, training=True)
+    assert np.any(before[0] != counterpart.weights[0].numpy())
 
 
 def test_adapted_normalization(rng):
@@ -376,9 +376,9 @@ def test_an_adapted_vocabulary(rng):
     layer.adapt(["the cat", "the dog"])
     x = keras.Input((), dtype="string")
     model = keras.Model(x, L.Embedding(5, 2)(layer(x)))
-    twin, words = _bridge.to_legacy(model), tf.constant(["the dog", "a cat"])
-    assert_equal(twin(words), model(words))
-    assert_equal(_bridge.copy_back(twin, model)(words), model(words))
+    counterpart, words = _bridge.to_legacy(model), tf.constant(["the dog", "a cat"])
+    assert_equal(counterpart(words), model(words))
+    assert_equal(_bridge.copy_back(counterpart, model)(words), model(words))
 
 
 def test_inputs_of_other_kinds(rng):
@@ -396,24 +396,24 @@ def test_the_policy_is_kept_unless_another_is_asked_for(policy, rng):
         model = images(L.Conv2D(4, 3), L.BatchNormalization(), L.RMSNormalization(), L.Dense(2, dtype="float32"))
     finally:
         keras.config.set_dtype_policy("float32")
-    x, twin = rng.normal(size=(2, 8, 8, 3)), _bridge.to_legacy(model)
-    assert twin.layers[1].dtype_policy.name == twin.layers[3].dtype_policy.name == policy
-    assert twin.layers[4].compute_dtype == "float32"
-    assert_equal(twin(x), model(x), 0.05)
+    x, counterpart = rng.normal(size=(2, 8, 8, 3)), _bridge.to_legacy(model)
+    assert counterpart.layers[1].dtype_policy.name == counterpart.layers[3].dtype_policy.name == policy
+    assert counterpart.layers[4].compute_dtype == "float32"
+    assert_equal(counterpart(x), model(x), 0.05)
     plain = _bridge.to_legacy(model, dtype="float32")
     assert {layer.compute_dtype for layer in plain.layers[1:]} == {"float32"}
     assert plain.layers[3].inner.compute_dtype == "float32"
     assert_equal(plain(x), model(x), 0.05)
 
 
-def test_a_twin_is_saved_and_loaded(tmp_path, rng):
+def test_a_counterpart_is_saved_and_loaded(tmp_path, rng):
     model = images(L.Conv2D(2, 3, activation="hard_silu", kernel_regularizer=Penalty(0.1)), Scaled(2))
-    twin = _bridge.to_legacy(shaken(model, rng))
-    twin.save(tmp_path / "twin.keras")
-    loaded = tf_keras.models.load_model(tmp_path / "twin.keras")
+    counterpart = _bridge.to_legacy(shaken(model, rng))
+    counterpart.save(tmp_path / "counterpart.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "counterpart.keras")
     x = batch_of(model, rng)
-    assert_equal(loaded(x, training=True), twin(x, training=True))
-    assert_equal(loaded.losses, twin.losses)
+    assert_equal(loaded(x, training=True), counterpart(x, training=True))
+    assert_equal(loaded.losses, counterpart.losses)
 
 
 def test_two_devices(run_python):
@@ -424,16 +424,16 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_constraint="non_neg"),
                               keras.layers.RMSNormalization(), keras.layers.Dense(1)])
-twin = _bridge.to_legacy(model)
-assert all(isinstance(w, tf.distribute.DistributedValues) for w in twin.weights), twin.weights
+counterpart = _bridge.to_legacy(model)
+assert all(isinstance(w, tf.distribute.DistributedValues) for w in counterpart.weights), counterpart.weights
 x, y = np.random.rand(16, 4).astype("float32"), np.random.rand(16, 1).astype("float32")
 with strategy.scope():
-    twin.compile("sgd", "mse")
+    counterpart.compile("sgd", "mse")
     model.compile("sgd", "mse")
 mine, theirs = (net.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history["loss"]
-                for net in (twin, model))
+                for net in (counterpart, model))
 np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-back = _bridge.copy_back(twin, model)
+back = _bridge.copy_back(counterpart, model)
 np.testing.assert_allclose(back.get_weights()[0], model.get_weights()[0], rtol=1e-5)
 assert back.get_weights()[0].min() >= 0
 """, devices=2)
@@ -475,14 +475,16 @@ def test_a_difference_is_found_and_named(monkeypatch, rng):
 
     monkeypatch.setattr(translate, "activation", lambda function: "linear")
     inner = keras.Sequential([keras.Input((8, 8, 2)), L.Conv2D(2, 3, name="second", activation="relu")], name="inner")
-    with pytest.raises(ValueError, match=r"^here needs a tf_keras twin that computes the same, and that of the layer "
+    with pytest.raises(ValueError, match=r"^here needs a tf_keras counterpart that computes the same, and that "
+                       r"of the layer "
                                          r"inner/second \(Conv2D\) does not\. Received: difference=\d"):
         _bridge.to_legacy(images(L.Conv2D(2, 1), inner, L.Flatten(), L.Dense(2)), "here")
 
 
 def test_a_missing_layer_is_refused():
     model, other = images(L.Dense(2, name="one"), L.Dense(2, name="two")), images(L.Dense(2, name="one"))
-    with pytest.raises(ValueError, match=r"needs the twin of every layer with weights\. Received: missing=\['two'\]"):
+    with pytest.raises(ValueError, match=r"needs the counterpart of every layer with weights\. "
+                       r"Received: missing=\['two'\]"):
         _bridge.copy_back(_bridge.to_legacy(other), model)
 
 

@@ -418,3 +418,13 @@ def test_kernels_that_are_made_of_constants(rng):
     for mode in ("float32", "int8"):
         found = quantize.convert(model, mode, calibration=x).predict(x)
         np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5 if mode == "float32" else 0.1)
+
+
+def test_exact_gelu_behind_a_normalization_becomes_a_file():
+    """Folded constants hide GELU from the converter, which knows it by its parts."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Activation("gelu")(keras.layers.Conv2D(4, 2)(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(quantize.convert(model, "float32").predict(x), model.predict(x, verbose=0), atol=1e-5)

@@ -45,7 +45,6 @@ from tfopt import (  # noqa: E402
     schedules,
     shrink,
 )
-from tfopt._litert import file  # noqa: E402
 
 
 class WrongError(Exception):
@@ -113,17 +112,8 @@ def in_interpreter(lite, p, model):
 
 
 def output_steps(lite):
-    """What one integer of each output stands for; 0 where the file computes it in float."""
-    graph = lite.parsed.subgraphs[0]
-    source = {op.outputs[0]: op for op in graph.operators}
-    steps = []
-    for index in graph.outputs:
-        op = source.get(index)
-        if op is not None and file.kind_of(lite.parsed, op) == "DEQUANTIZE":
-            index = op.inputs[0]
-        held = graph.tensors[index].quantization
-        steps.append(float(held.scale[0]) if held is not None and held.scale is not None and len(held.scale) else 0.0)
-    return steps
+    """What one integer of each output stands for; 0 where the file's output is in float."""
+    return [detail["quantization"][0] for detail in Interpreter(model_content=lite.content).get_output_details()]
 
 
 def same_file(lite, p, model, share, what):

@@ -7,28 +7,28 @@ from . import legacy_name, to_legacy
 
 
 class Adopted(ModelWithOwnLosses):
-    """A Keras 3 model that runs the tf_keras twin of `base`, rewritten by a technique.
+    """A Keras 3 model that runs the tf_keras counterpart of `base`, rewritten by a technique.
 
-    The variables are those of the twin, adopted without a copy, so whatever the technique does to them inside the
-    graph acts in training. What is saved is the structure of `base` and the `recipe`: loading bridges and wraps anew,
-    and then Keras assigns the variables.
+    The variables are those of the counterpart, adopted without a copy, so whatever the technique does to them inside
+    the graph acts in training. What is saved is the structure of `base` and the `recipe`: loading bridges and wraps
+    anew, and then Keras assigns the variables.
 
-    A technique derives a class, names itself in `caller` and says in `rewrite` what it does to the twin.
+    A technique derives a class, names itself in `caller` and says in `rewrite` what it does to the counterpart.
 
     Args:
       base: built Functional or Sequential Keras 3 model; it is only read, its weights are copied.
       recipe: JSON-like dict of what `rewrite` needs to know.
       name: of the model; by default that of `base`.
-      twin: the tf_keras twin of `base`, if the caller has made it already.
+      counterpart: the tf_keras counterpart of `base`, if the caller has made it already.
     """
 
     caller = "wrap"
 
-    def __init__(self, base, recipe, name=None, twin=None):
+    def __init__(self, base, recipe, name=None, counterpart=None):
         super().__init__(name=name or base.name, dtype=base.dtype_policy, autocast=False)
         require_plain(base, self.caller)
         with same_randomness(), _models.scope_of(base):
-            legacy = self.rewrite(twin or to_legacy(base, self.caller), base, **recipe)
+            legacy = self.rewrite(counterpart or to_legacy(base, self.caller), base, **recipe)
             # A layer that is not trainable keeps its variables from training, whatever their own flags say.
             trained = {id(variable) for variable in legacy.trainable_variables}
             self._adopted = [keras.Variable(variable, trainable=id(variable) in trained, dtype=variable.dtype.name,
@@ -38,8 +38,8 @@ class Adopted(ModelWithOwnLosses):
         self._base, self._recipe, self._legacy = _Untracked(base), recipe, _Untracked(legacy)
         self.built = True
 
-    def rewrite(self, twin, base, **recipe):
-        """The tf_keras model to train, made of `twin`."""
+    def rewrite(self, counterpart, base, **recipe):
+        """The tf_keras model to train, made of `counterpart`."""
         raise NotImplementedError
 
     @property
@@ -90,10 +90,10 @@ def require_adopted(model, kind, caller, made_by):
             model=_models.describe(model), do=f"Call {made_by}(model, ...), train the result, then {caller}.")
 
 
-def by_path(model, twin):
-    """{path of a Keras 3 layer: its tf_keras twin}."""
-    twins = {layer.name: layer for layer in twin.layers}
-    return {path: twins[legacy_name(path)] for path in _models.layers(model) if legacy_name(path) in twins}
+def by_path(model, counterpart):
+    """{path of a Keras 3 layer: its tf_keras counterpart}."""
+    counterparts = {layer.name: layer for layer in counterpart.layers}
+    return {path: counterparts[name] for path in _models.layers(model) if (name := legacy_name(path)) in counterparts}
 
 
 def choose(model, where, able, caller, what):

@@ -1,4 +1,4 @@
-"""Walks a Keras 3 graph and makes the tf_keras twin of each layer and operation in it."""
+"""Walks a Keras 3 graph and makes the tf_keras counterpart of each layer and operation in it."""
 
 import re
 import zlib
@@ -23,7 +23,7 @@ def legacy_name(path):
 
 
 def is_embedded(layer):
-    """Whether a layer of a twin carries its original as a black box."""
+    """Whether a layer of a counterpart carries its original as a black box."""
     return isinstance(layer, Embedded)
 
 
@@ -79,7 +79,7 @@ def in_use(graph, wanted):
 
 
 class Builder:
-    """Makes the twin of each layer and operation of a model at its first use."""
+    """Makes the counterpart of each layer and operation of a model at its first use."""
 
     def __init__(self, model, caller, dtype):
         self.caller, self.dtype = caller, dtype
@@ -88,7 +88,7 @@ class Builder:
         # Attention takes the masks off its inputs, for all that run after it: there only the recorded masks are left.
         self.masks = any(isinstance(part, keras.layers.MultiHeadAttention)
                          for layer in _models.layers(model).values() for part in parts_of(layer))
-        self.twins = {}                                     # id of a layer or operation -> (it, its twin)
+        self.counterparts = {}                                     # id of a layer or operation -> (it, its counterpart)
 
     def input(self, x):
         """The tf_keras input for an input of the graph."""
@@ -98,28 +98,28 @@ class Builder:
                               name=self.names.get(id(layer)) or legacy_name(layer.name))
 
     def use(self, op, given, symbols, prefix):
-        """Calls the twin of `op` as `op` is called."""
+        """Calls the counterpart of `op` as `op` is called."""
         tensors = [x for x, symbol in zip(*map(keras.tree.flatten, (given, symbols)), strict=True)
                    if isinstance(symbol, keras.KerasTensor)]
-        if id(op) not in self.twins:
-            self.twins[id(op)] = op, self._make(op, tensors, symbols, prefix)
-        twin = self.twins[id(op)][1]
-        require(not is_embedded(twin) or twin.fits(*symbols),
+        if id(op) not in self.counterparts:
+            self.counterparts[id(op)] = op, self._make(op, tensors, symbols, prefix)
+        counterpart = self.counterparts[id(op)][1]
+        require(not is_embedded(counterpart) or counterpart.fits(*symbols),
                 f"{self.caller} needs a layer that is carried as it is to be called with the same constants everywhere",
                 layer=op.name, do="Use a layer for each kind of call.")
-        if is_embedded(twin) or not isinstance(op, keras.layers.Layer):
-            return twin(tensors[0] if len(tensors) == 1 else tensors)
-        return twin(*given[0], **given[1])
+        if is_embedded(counterpart) or not isinstance(op, keras.layers.Layer):
+            return counterpart(tensors[0] if len(tensors) == 1 else tensors)
+        return counterpart(*given[0], **given[1])
 
     def _make(self, op, tensors, symbols, prefix):
         name = self._name(op, prefix)
         masked = any(mask_of(x) is not None for x in tensors)
         if isinstance(op, keras.layers.Layer):
-            twin = translate.layer_twin(op, name, self.dtype, masked)
+            counterpart = translate.layer_counterpart(op, name, self.dtype, masked)
         else:
-            twin = None if masked else translate.operation_twin(op, *symbols, name, self.dtype)
+            counterpart = None if masked else translate.operation_counterpart(op, *symbols, name, self.dtype)
         try:
-            return twin or Embedded.of(op, *symbols, name=name, dtype=self.dtype)
+            return counterpart or Embedded.of(op, *symbols, name=name, dtype=self.dtype)
         except (NotImplementedError, TypeError, ValueError) as reason:
             problem = reason
         raise refusal(f"{self.caller} carries the layer {op.name} ({type(op).__name__}) as it is, and for that it "
@@ -138,11 +138,11 @@ class Builder:
         return name
 
     def copy_weights(self):
-        for op, twin in self.twins.values():
+        for op, counterpart in self.counterparts.values():
             if not isinstance(op, keras.layers.Layer):
                 continue
-            if is_embedded(twin):
-                for source, target in zip(op.variables, twin.inner.variables, strict=True):
+            if is_embedded(counterpart):
+                for source, target in zip(op.variables, counterpart.inner.variables, strict=True):
                     target.assign(source)
-            elif twin.weights:
-                twin.set_weights(op.get_weights())
+            elif counterpart.weights:
+                counterpart.set_weights(op.get_weights())

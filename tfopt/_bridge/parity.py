@@ -1,4 +1,4 @@
-"""Does the twin compute what the original computes?"""
+"""Does the counterpart compute what the original computes?"""
 
 import contextlib
 import inspect
@@ -14,25 +14,25 @@ _BOUNDED = {"Embedding": "input_dim", "ReversibleEmbedding": "input_dim", "Categ
 _WORDS = ("", "a", "the cat")
 
 
-def require_equal(model, graph, twin, build):
-    """Refuses unless `twin` and `model` give the same outputs for a random batch."""
+def require_equal(model, graph, counterpart, build):
+    """Refuses unless `counterpart` and `model` give the same outputs for a random batch."""
     batch, expected = _run_on_random(model, graph, build)
-    tolerance = 0.1 if build.dtype or any("16" in str(layer.compute_dtype) for layer in twin.layers) else 1e-4
-    with unfused(twin):
-        if _close(expected, twin(batch, training=False), tolerance):
+    tolerance = 0.1 if build.dtype or any("16" in str(layer.compute_dtype) for layer in counterpart.layers) else 1e-4
+    with unfused(counterpart):
+        if _close(expected, counterpart(batch, training=False), tolerance):
             return
         place, gap = _first_difference(graph, batch, build, tolerance)
-    raise refusal(f"{build.caller} needs a tf_keras twin that computes the same, and that of {place} does not",
+    raise refusal(f"{build.caller} needs a tf_keras counterpart that computes the same, and that of {place} does not",
                   difference=gap, do="Replace this layer, or leave it out of the model.")
 
 
 @contextlib.contextmanager
-def unfused(twin):
-    """While it lasts, batch normalisation computes step by step, as in Keras 3.
+def unfused(counterpart):
+    """While it lasts, batch normalization computes step by step, as in Keras 3.
 
     The fused kernel of tf_keras rounds otherwise, which a deep network that is not trained yet can blow up to anything.
     """
-    fused = [layer for layer in twin.layers if getattr(layer, "fused", False)]
+    fused = [layer for layer in counterpart.layers if getattr(layer, "fused", False)]
     try:
         for layer in fused:
             layer.fused = False
@@ -44,7 +44,7 @@ def unfused(twin):
 
 def _run_on_random(model, graph, build):
     """A batch the model accepts, and its outputs: finite ones if any of the batches gives them."""
-    limits = [getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.twins.values()
+    limits = [getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.counterparts.values()
               if type(op).__name__ in _BOUNDED]
     problem, candidate = None, None
     kinds = ("whole", "normal", "uniform") if limits else ("normal", "uniform", "whole")
@@ -59,7 +59,7 @@ def _run_on_random(model, graph, build):
         candidate = candidate or (batch, outputs)
         if all(np.isfinite(x).all() for x in _arrays(outputs)):
             return batch, outputs
-    require(candidate, f"{build.caller} needs a model that runs on random inputs, to compare its twin with",
+    require(candidate, f"{build.caller} needs a model that runs on random inputs, to compare its counterpart with",
             reason=str(problem).strip().split("\n")[0])
     return candidate
 
@@ -74,7 +74,7 @@ def _values(x, rng, limit, kind):
 
 
 def _first_difference(graph, batch, build, tolerance):
-    """Runs each layer beside its twin on the same values: the first that differs, and by how much at most."""
+    """Runs each layer beside its counterpart on the same values: the first that differs, and by how much at most."""
     found = []
 
     def use(op, given, symbols, prefix):
@@ -84,9 +84,9 @@ def _first_difference(graph, batch, build, tolerance):
         outputs = op(*given[0], **given[1], **training)
         for x, mask in masks:
             set_mask(x, mask)
-        twin_outputs = build.use(op, given, symbols, prefix)
-        if not found and not _close(_with_masks(outputs), _with_masks(twin_outputs), tolerance):
-            gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(twin_outputs), strict=True)
+        counterpart_outputs = build.use(op, given, symbols, prefix)
+        if not found and not _close(_with_masks(outputs), _with_masks(counterpart_outputs), tolerance):
+            gap = max((np.abs(a - b).max() for a, b in zip(_arrays(outputs), _arrays(counterpart_outputs), strict=True)
                        if a.shape == b.shape), default=np.nan)
             found.append((f"the layer {prefix}{op.name} ({type(op).__name__})", float(gap)))
         return outputs

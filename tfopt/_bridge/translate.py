@@ -64,12 +64,12 @@ class CarriedConstraint(_Carried, tf_keras.constraints.Constraint):
     """A Keras 3 constraint."""
 
 
-def layer_twin(layer, name, dtype=None, masked=False):
+def layer_counterpart(layer, name, dtype=None, masked=False):
     """The tf_keras layer that computes what `layer` computes, without its weights; None if there is none.
 
     Args:
       layer: a Keras 3 layer.
-      name: of the twin.
+      name: of the counterpart.
       dtype: name of its dtype policy in place of the layer's own.
       masked: its inputs carry masks.
     """
@@ -85,7 +85,7 @@ def layer_twin(layer, name, dtype=None, masked=False):
     return _same(layer, base) if kind in _SAME else None
 
 
-def operation_twin(op, args, kwargs, name, dtype=None):
+def operation_counterpart(op, args, kwargs, name, dtype=None):
     """The tf_keras layer for `keras.ops` that are layers by another name; None if there is none.
 
     Only for floating tensors of one dtype and, where two meet, of one shape: the layers broadcast otherwise.
@@ -116,7 +116,7 @@ def _same(layer, base):
         if key in known:
             config[key] = _value(layer, key, value)
         elif key not in _NO_MATTER and value not in (usual.get(key, value), "channels_last"):
-            return None                              # asks for what the twin cannot do
+            return None                              # asks for what the counterpart cannot do
     return cls(**{**config, **base})
 
 
@@ -177,12 +177,12 @@ def _upsampling(layer, base, masked):
 
 
 def _time_distributed(layer, base, masked):
-    inner = layer_twin(layer.layer, layer.layer.name, base["dtype"])
+    inner = layer_counterpart(layer.layer, layer.layer.name, base["dtype"])
     return inner and tf_keras.layers.TimeDistributed(inner, **base)
 
 
 def _bidirectional(layer, base, masked):
-    halves = [layer_twin(half, half.name, base["dtype"]) for half in (layer.forward_layer, layer.backward_layer)]
+    halves = [layer_counterpart(half, half.name, base["dtype"]) for half in (layer.forward_layer, layer.backward_layer)]
     if None in halves:
         return None
     return tf_keras.layers.Bidirectional(halves[0], merge_mode=layer.merge_mode, backward_layer=halves[1], **base)

@@ -166,9 +166,12 @@ def _to_lite(model, inputs, samples, mode, trained):
     """The converter's file, the structure of the model's outputs, and how many samples the file takes at once."""
     own = next(iter(keras.tree.flatten(inputs))).shape[0]
     problems = []
-    for batch in (own,) if own else (1, None):             # the converter makes some models of open batch size alone
+    # The converter makes some models of open batch size alone, and others only of constants that are not folded: it
+    # knows GELU by its parts.
+    for batch, fold in [(own or 1, not trained), *([(own or 1, False)] if not trained else []),
+                        *([] if own else [(None, not trained)])]:
         try:
-            return *_converted(model, inputs, samples, mode, trained, batch), batch
+            return *_converted(model, inputs, samples, mode, trained, batch, fold), batch
         except (ConverterError, RuntimeError) as error:
             problems.append(str(error))
     missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", problems[0])))
@@ -178,7 +181,7 @@ def _to_lite(model, inputs, samples, mode, trained):
                   do="Choose another mode, or replace the layer that it names.")
 
 
-def _converted(model, inputs, samples, mode, trained, batch):
+def _converted(model, inputs, samples, mode, trained, batch, fold):
     outputs = None
 
     def forward(*flat):
@@ -194,7 +197,7 @@ def _converted(model, inputs, samples, mode, trained, batch):
         level = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)
         try:
-            function = frozen(forward, specs, fold=not trained)
+            function = frozen(forward, specs, fold=fold)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
             _choose(converter, mode, None if trained else samples, function)
             return converter.convert(), outputs
