@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import typing
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def unfused(counterpart):
             layer.fused = True
 
 
-def _run_on_random(model, graph, build):
+def _run_on_random(model, graph, build) -> typing.Any:
     """A batch the model accepts, and its outputs: finite ones if any of the batches gives them."""
     limits = [getattr(op, _BOUNDED[type(op).__name__]) for op, _ in build.counterparts.values()
               if type(op).__name__ in _BOUNDED]

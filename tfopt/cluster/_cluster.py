@@ -24,7 +24,7 @@ COUNT = Whole(low=2) | DictOf(Whole(low=2))
 class Clustered(Wrapped):
     """A model whose chosen kernels hold a few shared values while it trains. Made by `wrap`; undone by `strip`."""
 
-    _lookups = _kept = None                                # set by `attach`, past Keras' tracking
+    _lookups = _kept = ()                                  # set by `attach`, past Keras' tracking
 
     def attach(self):
         found, zeros, lookups, kept = kernels(self, HOOK), self._recipe["preserve_sparsity"], [], []

@@ -173,7 +173,8 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
                     "train": (fingerprint(keras.tree.flatten(train)) if isinstance(train, tuple | list)
                               else [str(train.element_spec), training.steps]),
                     "optimizer": f"{type(training.optimizer).__name__}, peak {training.peak:g}", "epochs": int(epochs),
-                    "seed": int(seed), "distill": "distill" in chosen}
+                    "seed": int(seed), "distill": "distill" in chosen,
+                    "measure": measure and getattr(measure, "__qualname__", type(measure).__name__)}
         search = _Search(_stages.start(model, seed), training, val, Record(directory, settings), seed,
                          measure or _quality(model, val))
         work = [(stage, strengths) for stage, strengths in chosen.items() if stage != "distill"]

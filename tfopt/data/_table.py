@@ -200,7 +200,7 @@ def table(path_or_frame: PathLike | pd.DataFrame, target: str, batch_size: int, 
 def _read(path_or_frame: PathLike | pd.DataFrame) -> pd.DataFrame:
     if isinstance(path_or_frame, pd.DataFrame):
         return path_or_frame
-    require(os.path.isfile(path_or_frame) or "://" in path_or_frame, "`path_or_frame` must be a file that exists",
+    require(os.path.isfile(path_or_frame) or "://" in str(path_or_frame), "`path_or_frame` must be a file that exists",
             path_or_frame=path_or_frame)
     return pd.read_csv(path_or_frame)
 

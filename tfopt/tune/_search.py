@@ -147,7 +147,7 @@ class Search:
             return self
         require(not (isolate and role and not child_of), "`isolate=True` is for a search in one process",
                 KERASTUNER_TUNER_ID=os.environ.get("KERASTUNER_TUNER_ID"), do="Workers are processes of their own.")
-        if role and "chief" not in role[0]:
+        if role and "chief" not in str(role[0]):
             client = _service.Client(role[1], role[0], self.seed, functools.partial(_service.token_in, self.directory))
             with _trial.frozen():
                 _service.work(client, functools.partial(_trial.run, task), only_one=child_of is not None)
