@@ -219,7 +219,7 @@ def optuna_or_refuse():
         import optuna
     except ImportError:
         raise refusal("algorithm 'tpe' needs Optuna", error=ImportError,
-                      do="Run `pip install tfopt[optuna]`, or pass algorithm='random'.") from None
+                      do="Run `pip install optuna`, or pass algorithm='random'.") from None
     return optuna
 
 
