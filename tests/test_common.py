@@ -35,7 +35,7 @@ def test_documented(thing):
 @pytest.mark.parametrize("thing", [case for case in OURS if not dataclasses.is_dataclass(case.values[0])])
 def test_small_signature(thing):
     given = parameters(thing)
-    most = 11 if thing is tfopt.data.image_folder else 9         # what files from outside may do is said by arguments
+    most = 11 if thing is tfopt.data.image_folder else 10        # what files from outside may do is said by arguments
     assert sum(p.name not in ("name", "dtype") for p in given) <= most
     for parameter in given:
         assert parameter.kind is not inspect.Parameter.VAR_KEYWORD or issubclass_of_keras(thing), "**kwargs"
