@@ -271,7 +271,7 @@ def test_new_data_that_do_not_fit(frame, whole):
         fitted.dataset(frame.drop(columns="age"), 8)
     with pytest.raises(ValueError, match="that was numbers must be numbers"):
         data.raw_features(frame.assign(age="old"), model)
-    with pytest.raises(ValueError, match="takes a dict of columns"):
+    with pytest.raises(ValueError, match="must take a dict of columns"):
         data.raw_features(frame, net)
     with pytest.raises(TypeError, match=r"must be a path \(str or os.PathLike\) or a DataFrame"):
         data.table(np.zeros((3, 3)), "y", 8)
