@@ -143,7 +143,8 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
 
     Raises:
       ValueError: the model is not as above or not compiled, the data do not fit it, a number is out of range, or
-        `directory` holds another run. A candidate that fails is a line in `tried`, with its reason.
+        `directory` holds another run, as far as weights, arrays, settings and the name of `measure` tell.
+        A candidate that fails is a line in `tried`, with its reason.
       TypeError: not a Keras 3 model.
 
     Example:
