@@ -13,6 +13,8 @@ from tfopt._litert import file, run
 from tfopt._litert.segments import Segments
 from tfopt.quantize import _equalize, _rounding
 
+SLOWER = "ignore:quantize.convert. dynamic range makes a model with depthwise"
+
 
 def network(spread=0.0):
     """A separable network whose channels have ranges that differ by about e ** spread."""
@@ -104,6 +106,7 @@ def test_a_file_in_stretches_computes_what_it_computes_whole():
     np.testing.assert_allclose(file.real(found[:, 0], file.tensor(parsed, index)), expected, atol=1e-6)
 
 
+@pytest.mark.filterwarnings(SLOWER)
 @pytest.mark.parametrize("mode", ["int8", "dynamic", "int16x8", "int4"])
 def test_compensated_beats_nearest_on_samples_it_has_not_seen(mode):
     model, x = network(), photos(96)
@@ -135,6 +138,7 @@ def reversed_order(patches):
     return lambda *args: patches(*args)[..., ::-1]
 
 
+@pytest.mark.filterwarnings(SLOWER)
 def test_the_mean_of_the_outputs_is_that_of_the_float_model():
     model, x = network(), photos()
     known = x[:48]
