@@ -1,31 +1,31 @@
 """What is measured of a model, and how."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _data, _models
 from .._check import TEXT, Rule, Whole, checked, require
 from .._keras import keras
 from .._typing import Data
+from . import _quality
 from ._score import score
 from ._speed import latency
 from ._subject import Subject, is_lite
 from ._table import Row, Table
 
+Measures: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]
 if TYPE_CHECKING:
     from ..quantize import LiteModel
 
-BATCH = 256
 MODELS = Rule("a dict {name: model} or a list of models, not empty",
               lambda value: isinstance(value, dict | list | tuple) and len(value) > 0
               and (not isinstance(value, dict) or all(isinstance(name, str) for name in value)))
 
 
-@checked(name=TEXT, runs=Whole(low=1))
+@checked(name=TEXT, runs=Whole(low=1), measures=_quality.CHOICE)
 def measure(model: "keras.Model | LiteModel", data: Data | None = None, *, name: str | None = None,
-            runs: int = 100) -> Row:
+            runs: int = 100, measures: Measures | None = None) -> Row:
     """Evaluation of one model: size, multiply-accumulates, latency and, on data, accuracy.
 
     What each column means, and how it is measured, stands under `compare`, which several models should share.
@@ -35,6 +35,7 @@ def measure(model: "keras.Model | LiteModel", data: Data | None = None, *, name:
       data: `(x, y)` as `fit` takes it; None leaves the accuracy out.
       name: what the row is called; None for the model's own name.
       runs: timed calls, >= 1.
+      measures: names of measures, see `compare`.
 
     Returns:
       A row whose attributes are the columns of `compare`.
@@ -48,12 +49,12 @@ def measure(model: "keras.Model | LiteModel", data: Data | None = None, *, name:
       >>> row.parameters, row.nonzeros, row.macs, row.bytes        # 4*8 + 8 + 8*3 + 3; biases start at zero
       (67, 56, 56, 268)
     """
-    return _compare({name or _name_of(model): model}, data, "", runs, "report.measure").rows[0]
+    return _compare({name or _name_of(model): model}, data, "", runs, measures, "report.measure").rows[0]
 
 
-@checked(models=MODELS, title=TEXT, runs=Whole(low=1))
+@checked(models=MODELS, title=TEXT, runs=Whole(low=1), measures=_quality.CHOICE)
 def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | LiteModel]", data: Data | None = None, *,
-            title: str = "", runs: int = 100) -> Table:
+            title: str = "", runs: int = 100, measures: Measures | None = None) -> Table:
     """Evaluation of models side by side: size, multiply-accumulates, latency and accuracy in one table.
 
     | column | meaning |
@@ -73,6 +74,27 @@ def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | Lit
     Where a model has several outputs, accuracy or error, interval and examples stand in columns of each output:
     `<output>_accuracy`, `<output>_low` and so on, also in `row.outputs`.
 
+    Measures, with scikit-learn's definitions, over all classes, labels or numbers of an output:
+
+    | task | measures |
+    |---|---|
+    | classes, labels | `accuracy`, `top_5_accuracy`, `balanced_accuracy`, `roc_auc` (one against the rest, mean over \
+classes), `average_precision`, `log_loss`, `brier_score`, `expected_calibration_error` (15 bins of the predicted \
+class' probability) |
+    | two classes | `precision`, `recall`, `f1` of class 1 |
+    | several | `precision_macro`, `precision_weighted`, `precision_per_class`, the same of `recall` and `f1` |
+    | masks | `iou` (Jaccard index) and `dice` over all positions together: of class 1 if there are two, else the mean |
+    | numbers | `mean_absolute_error`, `root_mean_squared_error`, `r2` |
+
+    A measure `m` has the columns `m`, `m_low`, `m_high` and, of each model but the first, `m_difference` from the first
+    with `m_difference_low`, `m_difference_high`, and `m_p`. Intervals are of 95%: Wilson's of shares of examples
+    (accuracy, top 5, precision and recall of a class), of all others percentiles of 1,000 bootstrap samples of
+    examples, drawn with seed 0 and the same for all models; of the calibration error, which is too high in a sample,
+    the basic bootstrap's. `m_p` is the p-value of a paired test against the first
+    model: McNemar's exact one where examples are right or wrong, else by the sign of the bootstrap's differences. What
+    an output means is told by the compiled loss, a softmax or sigmoid at the end, the models beside it, else by shape
+    and dtype of y; where two meanings are left, it is refused.
+
     Timed calls take turns between the models, so that a busy moment hits all of them alike, and follow untimed ones, so
     that each model is warm. A Keras model runs as a compiled graph with TensorFlow's threads, a LiteModel in LiteRT
     with one thread. The models are left as they were, random states included.
@@ -87,6 +109,8 @@ def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | Lit
         end, else the Keras models beside it, else its range. Any other labels are taken as numbers: `mae`.
       title: stands above the table and in its figure: what data this is.
       runs: timed calls of each model, >= 1.
+      measures: what else to measure on the data, names out of the list below; `{output: names}` for several outputs,
+        of which plain names go to every output that they are defined for.
 
     Returns:
       A table: `.frame` (pandas), `.markdown()`, `.plot(path)`, `.rows`; prints as text, shows as HTML in a notebook.
@@ -98,6 +122,7 @@ def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | Lit
     Example:
       >>> small, large = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(n), keras.layers.Dense(2)])
       ...                 for n in (2, 64))
+      >>> import numpy as np
       >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
       >>> table = compare({"small": small, "large": large}, (x, x[:, 0] > 0), runs=1)
       >>> table.frame[["parameters", "macs", "examples"]]
@@ -109,8 +134,12 @@ def compare(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | Lit
     Reference:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927.
       https://doi.org/10.1080/01621459.1927.10502953
+      McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+      https://doi.org/10.1007/BF02295996
+      Guo et al., On calibration of modern neural networks (expected calibration error), 2017,
+      https://arxiv.org/abs/1706.04599
     """
-    return _compare(models, data, title, runs, "report.compare")
+    return _compare(models, data, title, runs, measures, "report.compare")
 
 
 def _name_of(model):
@@ -126,20 +155,25 @@ def _named(models):
             for i, (name, model) in enumerate(zip(names, models, strict=True))}
 
 
-def _compare(models, data, title, runs, caller):
+def _compare(models, data, title, runs, measures, caller):
     models = _named(models)
+    require(measures is None or data is not None, "`measures` need `data`: (x, y)", data=data)
+    _quality.require_known(measures)
     for model in models.values():
         if not is_lite(model):
             _models.require_model(model, caller)
     source = None if data is None else _data.read(data, _first_inputs(models), targets="required")
     example = None if source is None else source.head(1).x
     subjects = {name: _subject(model, name, example) for name, model in models.items()}
+    known = next((subject.output_names for subject in subjects.values() if subject.output_names), ())
     with contextlib.ExitStack() as stack:
         for subject in subjects.values():
+            if is_lite(subject.model):                               # whose file does not name them
+                subject.output_names = known
             stack.enter_context(subject.unchanged())
         facts = {name: subject.facts() for name, subject in subjects.items()}
         speeds = latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
-        scores = {} if source is None else _scores(subjects, source)
+        scores = {} if source is None else _scores(subjects, source, measures)
     return Table([Row(name=name, **facts[name], **speeds.get(name, {}), **scores.get(name, {})) for name in models],
                  title)
 
@@ -170,39 +204,17 @@ def facts_of(model: keras.Model, example: Any, *, runs: int) -> tuple[dict[str, 
     return {**facts, **speed}, subject.macs[1]
 
 
-def _scores(subjects, source):
-    """{name: columns of accuracy or error} of all models on the same batches."""
-    labels, outputs = {}, {name: {} for name in subjects}
-    for x, y, _ in source.batches(BATCH):
-        for name, subject in subjects.items():
-            for output, values in _by_output(subject.predict(x), subject.output_names).items():
-                outputs[name].setdefault(output, []).append(np.asarray(values, "float32"))
-            for output, values in _by_output(y, subject.output_names or list(outputs[name])).items():
-                labels.setdefault((name, output), []).append(np.asarray(values))
+def _scores(subjects, source, measures):
+    """{name: columns of accuracy or error, and of the measures} of all models on the same batches."""
+    outputs, labels = _quality.collected(subjects, source)
     logits = [subject.logits for subject in subjects.values() if subject.logits is not None]
-    found = {}
+    found, more = {}, _quality.columns(subjects, outputs, labels, measures) if measures else {}
     for name, subject in subjects.items():
         middle = subject.logits if subject.logits is not None else logits[0] if len(set(logits)) == 1 else None
-        parts = _scores_of(name, outputs[name], {out: rows for (of, out), rows in labels.items() if of == name}, middle)
-        found[name] = next(iter(parts.values())) if len(parts) == 1 else {"outputs": parts}
+        several = len(outputs[name]) > 1
+        parts = {output: score(values, labels[name][output], f"{name}, output {output}" if several else name,
+                               None if several else middle) for output, values in outputs[name].items()}
+        own = more.get(name, {})
+        found[name] = {"outputs": {output: part | own.get(output, {}) for output, part in parts.items()}} if several \
+            else {**next(iter(parts.values())), "measures": next(iter(own.values()), {})}
     return found
-
-
-def _scores_of(name, outputs, labels, logits):
-    if len(outputs) == len(labels) == 1:
-        labels = dict(zip(outputs, labels.values(), strict=True))
-    require(set(labels) == set(outputs), "y must hold labels for each output of the model", model=name,
-            outputs=sorted(outputs), labels=sorted(labels), do="Pass y as a dict by output, or a list in their order.")
-    several = len(outputs) > 1
-    return {output: score(np.concatenate(parts), np.concatenate(labels[output]),
-                          f"{name}, output {output}" if several else name, None if several else logits)
-            for output, parts in outputs.items()}
-
-
-def _by_output(values, names):
-    """{output: array}: a dict as it is, a list by the names of the outputs."""
-    if isinstance(values, dict):
-        return {key: part for key, part in values.items() if part is not None}
-    parts = list(values) if isinstance(values, list | tuple) else [values]
-    known = names if len(names) == len(parts) else [f"output_{i}" for i in range(len(parts))]
-    return dict(zip(known, parts, strict=True))

@@ -17,11 +17,8 @@ def wilson(right, examples):
     return max(0., (center - reach) / (1 + Z * Z / n)), min(1., (center + reach) / (1 + Z * Z / n))
 
 
-def score(outputs, labels, name, logits=None):
-    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples.
-
-    `logits` says of a binary output whether it is a logit or a probability; None: its range decides.
-    """
+def fitted(outputs, labels, name):
+    """(outputs, float64 labels), both [n, ..., width], the labels' width perhaps 1; what does not fit is refused."""
     require(np.issubdtype(labels.dtype, np.number) or labels.dtype == bool, "labels must be numbers",
             dtype=str(labels.dtype), do="Use keras.layers.StringLookup or pandas.factorize.")
     labels = labels.astype("float64")
@@ -34,10 +31,19 @@ def score(outputs, labels, name, logits=None):
         outputs = outputs[:, None]
     if labels.ndim == outputs.ndim - 1:
         labels = labels[..., None]
-    classes = outputs.shape[-1]
-    require(labels.shape[:-1] == outputs.shape[:-1] and labels.shape[-1] in (1, classes),
+    require(labels.shape[:-1] == outputs.shape[:-1] and labels.shape[-1] in (1, outputs.shape[-1]),
             "labels must fit the outputs", model=name, labels=labels.shape, outputs=outputs.shape,
             do="Pass integers, or one column per output.")
+    return outputs, labels
+
+
+def score(outputs, labels, name, logits=None):
+    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples.
+
+    `logits` says of a binary output whether it is a logit or a probability; None: its range decides.
+    """
+    outputs, labels = fitted(outputs, labels, name)
+    classes = outputs.shape[-1]
     hits = _hits(outputs, labels, classes, name, logits)
     if hits is None:
         errors = np.abs(outputs - labels).reshape(len(labels), -1).mean(axis=1)

@@ -27,7 +27,8 @@ class Row:
       parameters, nonzeros, macs, bytes, gzip, integer_ops: size and work.
       latency_ms, latency_low_ms, latency_high_ms: speed.
       accuracy, mae, low, high, examples: on data.
-      outputs: {output: {accuracy or mae, low, high, examples}}.
+      outputs: {output: {accuracy or mae, low, high, examples}}, with the columns of its measures.
+      measures: {column: number} of the measures that were asked for; they stand in the frame too.
       notes: what could not be measured.
 
     Example:
@@ -51,6 +52,7 @@ class Row:
     high: float | None = None
     examples: int | None = None
     outputs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -81,6 +83,7 @@ class Table:
         records = []
         for row in self.rows:
             record = dataclasses.asdict(row)
+            record |= record.pop("measures")
             record |= {f"{output}_{key}": value for output, part in record.pop("outputs").items()
                        for key, value in part.items()}
             records.append({**record, "notes": "; ".join(row.notes)})
@@ -133,11 +136,33 @@ class Table:
     def _cells(self):
         """Head and lines as text, without the columns that nobody has."""
         columns = {head: [show(row) for row in self.rows] for head, show in COLUMNS.items()}
+        if any("accuracy" in row.measures for row in self.rows):     # which stands there with its difference
+            del columns["accuracy %"]
         for output in dict.fromkeys(output for row in self.rows for output in row.outputs):
             for head in ("accuracy %", "mean abs. error"):
                 columns[f"{output}: {head}"] = [_of_output(row, output, head) for row in self.rows]
+        columns |= _measured("", [row.measures for row in self.rows])
+        for output in dict.fromkeys(output for row in self.rows for output in row.outputs):
+            columns |= _measured(f"{output}: ", [row.outputs.get(output, {}) for row in self.rows])
         columns = {head: cells for head, cells in columns.items() if any(cells)}
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
+
+
+def _measured(before, parts):
+    """{head: cells} of the measures in the columns `parts` of each row."""
+    columns = {}
+    for name in dict.fromkeys(key.removesuffix("_high") for part in parts for key in part
+                              if key.endswith("_high") and not key.endswith("_difference_high")):
+        columns[before + name] = [_spread(*(part.get(name + end) for end in ("", "_low", "_high")), ".3f")
+                                  for part in parts]
+        columns[f"{before}{name} - first"] = [_difference(part, f"{name}_difference", part.get(f"{name}_p"))
+                                              for part in parts]
+    return columns
+
+
+def _difference(part, name, p):
+    spread = _spread(*(part.get(name + end) for end in ("", "_low", "_high")), "+.3f")
+    return f"{spread}, p {p:.2g}" if spread else ""
 
 
 def _aligned(column, left):
@@ -149,8 +174,8 @@ def _aligned(column, left):
 
 
 def _of_output(row, output, head):
-    part = {"accuracy": None, "mae": None, **row.outputs.get(output, {})}
-    return COLUMNS[head](dataclasses.replace(row, **part))
+    part = row.outputs.get(output, {})
+    return COLUMNS[head](dataclasses.replace(row, **{key: part.get(key) for key in ("accuracy", "mae", "low", "high")}))
 
 
 def _short(value, unit=""):
