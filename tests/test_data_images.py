@@ -484,7 +484,7 @@ def test_a_file_without_permission(run_python):
 
 @pytest.mark.slow
 def test_the_formats_are_known_before_any_thread_opens_a_file(run_python):
-    printed = run_python("from tfopt.data import _images\nprint(set(_images.FORMATS) - set(_images.Image.OPEN))",
+    printed = run_python("from tfopt.data import _decode\nprint(set(_decode.FORMATS) - set(_decode.Image.OPEN))",
                          fork=False)
     assert printed.splitlines()[-1] == "set()"
 

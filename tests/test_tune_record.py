@@ -1,4 +1,4 @@
-"""What a search has_state: the record, the oracles that are rebuilt from it, and who trains what."""
+"""What a search records, the oracles that are rebuilt from it, and who trains what."""
 
 import json
 import math
@@ -165,6 +165,19 @@ def test_the_grid_is_the_whole_grid(tmp_path):
     study.record.close()
     assert len(seen) == len(set(seen)) == 2 + 4 + 2
     assert study.exhausted
+
+
+def test_reading_a_space_leaves_its_config_as_it_is():
+    """KerasTuner puts objects in the place of conditions, which no record can hold."""
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("optimizer", ["sgd", "adam"])
+    with hp.conditional_scope("optimizer", ["sgd"]):
+        hp.Float("momentum", 0.0, 0.9)
+    config = _oracles.space_config(hp)
+    text = json.dumps(config)
+    again = _oracles.space_from(config)
+    assert json.dumps(config) == text and text.count("Parent") == 1
+    assert json.dumps(_oracles.space_config(again)) == text
 
 
 def test_an_exhausted_space_ends_a_random_search(tmp_path):

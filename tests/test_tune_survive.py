@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import sys
 
 import keras
 import keras_tuner
@@ -111,6 +112,7 @@ def test_a_process_that_meets_another_search_first_ends(run_python, tmp_path):
 
 
 def test_a_process_for_a_trial_starts_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
     monkeypatch.setenv("TFOPT_TUNE_ISOLATED", str(tmp_path))
     with pytest.raises(RuntimeError, match="a process that was started for one trial starts no others"):
         _processes.isolated(None, tmp_path)
@@ -211,8 +213,6 @@ def test_damage_of_a_running_trial_costs_its_epochs_alone(tmp_path, harm):
 
 
 def test_isolation_needs_a_script(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
 
     with pytest.raises(ValueError, match="`isolate=True` runs the script again"):

@@ -17,6 +17,7 @@ Private names of KerasTuner, and the version they were run with (tests/test_tune
     HyperbandOracle._brackets              1.4.8    who competes with whom
 """
 
+import copy
 import hashlib
 import warnings
 
@@ -317,4 +318,4 @@ def space_config(space):
 
 def space_from(config, values=()):
     """The opposite of `space_config`, with values."""
-    return TrialParameters.from_config({"space": config, "values": dict(values)})
+    return TrialParameters.from_config({"space": copy.deepcopy(config), "values": dict(values)})    # it writes into it

@@ -59,8 +59,8 @@ def _one_process(chief, name, environment):
     with chief.lock:
         for number in chief.held_by(name):
             chief.drop(number, f"its process ended with exit code {code}: {last}")
-        require(name in chief.seen, "a process for a trial ended before it reached `run`", exit_code=code,
-                message=last, error=RuntimeError)
+        require(name in chief.seen, f"a process for a trial ended before it reached `run`: {last}", exit_code=code,
+                error=RuntimeError)
 
 
 def require_finished(directory, trials, child_of):
