@@ -1,5 +1,6 @@
 """The stages keep what they promise: the accuracy, the zeros, the shared values, the user's model, and a killed run."""
 
+import contextlib
 import json
 import math
 import random
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from tfopt import compress, data, quantize
+from tfopt import _data, compress, data, quantize
 from tfopt.compress import _record, _run, _stages
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -23,19 +24,19 @@ from tfopt import compress
 from tfopt.compress import _record
 
 folder, kills = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-add = _record.Record._add
+append = _record.Record._append
 
-def cut(self, line):
+def cut(self, event):
     global kills
     kills -= 1
     if kills < 0:                                          # half a line, and then nothing
-        with open(self.path, "a") as file:
-            file.write(str(line)[:20])
+        with open(self.lines.path, "a") as file:
+            file.write(str(event)[:20])
             file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    add(self, line)
+    append(self, event)
 
-_record.Record._add = cut
+_record.Record._append = cut
 model = keras.models.load_model(folder / "model.keras")
 with np.load(folder / "digits.npz") as file:
     train, val, test = [(file[part + "_x"], file[part + "_y"]) for part in ("train", "val", "test")]
@@ -157,7 +158,7 @@ def test_a_killed_run_goes_on(compressed, model, parts, tmp_path, run_python, ki
     assert done.returncode == -9, done.stderr[-2000:]
     lines = (tmp_path / "tried" / "tried.jsonl").read_text().split("\n")
     assert len(lines) == kills + 1
-    with pytest.warns(UserWarning, match="cut short"):
+    with pytest.warns(UserWarning, match="cannot be read and was left out"):
         again = compress.run(model, *parts[:2], test=parts[2], directory=tmp_path / "tried", **OPTIONS)
     assert (tmp_path / "tried" / "tried.jsonl").read_text().split("\n")[:kills] == lines[:kills]
     varying = ["seconds", "latency_ms", "bytes", "gzip"]                   # a LiteRT file holds how long it took
@@ -166,33 +167,64 @@ def test_a_killed_run_goes_on(compressed, model, parts, tmp_path, run_python, ki
     keras.tree.map_structure(np.testing.assert_array_equal, again.best.get_weights(), result.best.get_weights())
     np.testing.assert_array_equal(again.lite.predict(parts[2][0]), result.lite.predict(parts[2][0]))
 
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "tried").iterdir()}
     once_more = compress.run(model, *parts[:2], test=parts[2], directory=tmp_path / "tried", **OPTIONS)
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tried").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tried").iterdir()} == before
     pd.testing.assert_frame_equal(once_more.tried[1:], again.tried[1:])        # the original is timed anew
     with pytest.raises(ValueError, match=r"hold the same run.*differs=\['epochs'\]"):
         compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], stages=STAGES, epochs=3)
 
 
-def test_a_spoilt_file_is_made_again(tmp_path, model):
+@pytest.mark.parametrize("spoil", [lambda content: content[:-100], lambda content: b"",
+                                   lambda content: content[:2000] + b"?" + content[2001:]])
+def test_a_damaged_file_is_named_and_its_candidate_made_again(tmp_path, model, spoil):
     record = _record.Record(tmp_path, {"seed": 0})
     record.keep({"name": "a"}, model)
-    assert record.restore("a", lambda: keras.models.clone_model(model)) is not None
+    record.keep({"name": "b"})
+    copy = record.restore("a", lambda: keras.models.clone_model(model))
+    keras.tree.map_structure(np.testing.assert_array_equal, copy.get_weights(), model.get_weights())
+    assert record.restore("b", None) is None
     place, = tmp_path.glob("*.npz")
-    content = place.read_bytes()
-    for spoilt in (content[:-100], b"", bytes(300), content[:2000] + b"?" + content[2001:]):
-        place.write_bytes(spoilt)
+    place.write_bytes(spoil(place.read_bytes()))
+    with pytest.warns(UserWarning, match=r"is not as it was written.*made again"):
         assert record.restore("a", lambda: keras.models.clone_model(model)) is None
-    place.write_bytes(content)
-    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    assert record.restore("a", lambda: other) is None, "another structure"
-    assert record.restore("b") is None
+    place.unlink()
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert record.restore("a", lambda: keras.models.clone_model(model)) is None
+    record.close()
 
 
-def test_a_spoilt_record_is_refused(tmp_path):
-    (tmp_path / "tried.jsonl").write_text('{"run": {"seed": 0}}\n{"na\n{"name": "b"}\n')
-    with pytest.raises(ValueError, match="cannot read"):
+def test_a_damaged_line_costs_its_candidate_and_a_lost_head_the_run(tmp_path):
+    with contextlib.closing(_record.Record(tmp_path, {"seed": 0})) as record:
+        record.keep({"name": "a"})
+        record.keep({"name": "b"})
+        with pytest.raises(ValueError, match="another run writes to"):
+            _record.Record(tmp_path, {"seed": 0})
+    path = tmp_path / "tried.jsonl"
+    head, first, last = path.read_text().splitlines()
+    path.write_text("\n".join([head, first.replace('"a"', '"c"'), last]) + "\n")
+    with pytest.warns(UserWarning, match=r"line 2 of .*left out"), contextlib.closing(
+            _record.Record(tmp_path, {"seed": 0})) as record:
+        assert list(record.rows) == ["b"]
+    path.write_text(last + "\n")
+    with pytest.raises(ValueError, match="hold the same run"):
         _record.Record(tmp_path, {"seed": 0})
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    x, y = np.zeros((32, 64), "float32"), np.zeros(32, "int32")
+    model, given = untrained(optimizer="sgd", loss=LOSS), {"stages": {"prune": (0.5,)}, "epochs": 1, "max_drop": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(OSError, match=r"compress.run stopped: .*No space left.*goes on with what is recorded"):
+            compress.run(model, (x, y), (x, y), directory=tmp_path, **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["tried.jsonl"]
+    compress.run(model, (x, y), (x, y), directory=tmp_path, **given)
+    again = compress.run(model, (x, y), (x, y), directory=tmp_path, **given)
+    assert again.tried.kept.tolist() == [True, True]
 
 
 @pytest.mark.slow
@@ -235,11 +267,10 @@ def test_bisection_finds_the_last_that_passes():
 
 
 def test_the_halves_have_nothing_in_common():
-    data = np.arange(101), np.arange(101) * 2
-    first, second = _run._halves(data, 5)
-    assert sorted([*first[0], *second[0]]) == list(range(101))
-    assert all((part[1] == 2 * part[0]).all() for part in (first, second))
-    assert list(first[0]) != sorted(first[0])
+    first, second = _run._halves(_data.Arrays({"a": np.arange(101)}, np.arange(101) * 2), 5)
+    assert sorted([*first.x["a"], *second.x["a"]]) == list(range(101))
+    assert all((part.y == 2 * part.x["a"]).all() for part in (first, second))
+    assert abs(np.median(first.x["a"]) - 50) < 20, "drawn from all of it"
 
 
 @pytest.mark.parametrize(("rate", "expected"), [
@@ -250,7 +281,7 @@ def test_the_highest_rate_is_found(rate, expected):
 
 
 def test_the_users_settings_train_the_candidates(model, parts):
-    training = _stages.Training(model, _run._training_data(parts[0], 0), 1, distilled=False)
+    training = _stages.Training(model, _data.read(parts[0]), 1, distilled=False, seed=0)
     student = keras.models.clone_model(model)
     training.fit(student, 0.1)
     assert type(student.optimizer) is keras.optimizers.Adam
@@ -302,7 +333,8 @@ def untrained(**compiled):
     ({"stages": {"prune": ()}}, "needs strengths"),
     ({"stages": {"quantize": ("int4",)}}, "the forms of quantize"),
     ({"max_drop": -0.1}, "`max_drop`"), ({"epochs": 0}, "`epochs`"),
-    ({"seed": -1}, "`seed`"), ({"val": np.zeros(3)}, "`val` must be"), ({"test": None}, "`test`|two examples"),
+    ({"seed": -1}, "`seed`"),
+    ({"val": np.zeros(3)}, "`val` must hold targets"), ({"test": None}, "`test`|two examples"),
     ({"train": iter([])}, "`train` must be")])
 def test_refusals(change, words):
     x, y = np.zeros((4, 64), "float32"), np.arange(4)
@@ -317,10 +349,6 @@ def test_what_cannot_be_trained_is_an_error_and_what_diverges_a_candidate_that_f
     given = {"test": (x, y), "epochs": 1, "stages": {"prune": (0.5,)}}
     with pytest.raises(RuntimeError, match="cannot train a candidate on `train`"):
         compress.run(model, (x, np.zeros((40, 3, 2))), (x, y), **given)
-    odd = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "relu")])
-    odd.compile("sgd", LOSS)
-    with pytest.raises(ValueError, match=r"(?s)logits|probabilities"):
-        compress.run(odd, (x, y), (x, y), test=(x, y), epochs=1)
 
     monkeypatch.setattr(_stages.Training, "fit", diverge)
     result = compress.run(model, (x, y), (x, y), **given)

@@ -153,11 +153,12 @@ class Arrays:
     def batches(self, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
         """(x, y, sample_weight) of one batch after the other, the last one perhaps smaller."""
         for start in range(0, self.length, batch_size):
-            yield self._rows(start, start + batch_size)
+            part = self.rows(slice(start, start + batch_size))
+            yield part.x, part.y, part.sample_weight
 
     def head(self, examples: int) -> "Arrays":
         """The first examples."""
-        return Arrays(*self._rows(0, examples))
+        return self.rows(slice(examples))
 
     def whole(self) -> "Arrays":
         """All of it in memory."""
@@ -172,9 +173,10 @@ class Arrays:
         """Keyword arguments of `fit` and `evaluate`."""
         return {"x": self.x, "y": self.y, "sample_weight": self.sample_weight, "batch_size": batch_size}
 
-    def _rows(self, start, end):
-        return tuple(keras.tree.map_structure(lambda part: None if part is None else part[start:end], part)
-                     for part in (self.x, self.y, self.sample_weight))
+    def rows(self, chosen: Any) -> "Arrays":
+        """Some of the examples: a slice, or an array of their numbers."""
+        return Arrays(*(keras.tree.map_structure(lambda part: None if part is None else part[chosen], part)
+                        for part in (self.x, self.y, self.sample_weight)))
 
 
 class Stream:
@@ -198,6 +200,7 @@ class Stream:
     def _look(self, element):
         """Refuses what does not fit by its shapes, before any batch is made."""
         x, _, _ = self.form.split(element)
+        self.shapes = str(_shapes(element))
         self.form.require_fit(x)
         for part in keras.tree.flatten(x):
             require(part.shape is None or getattr(part.shape, "rank", len(part.shape)) != 0,

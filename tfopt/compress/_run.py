@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import _models, cluster, prune, quantize, report
+from .. import _data, _files, _models, cluster, prune, quantize, report
 from .._check import EPOCHS, MODEL, PATH, SEED, Number, checked, require
-from .._keras import keras, seeded, tf
+from .._keras import keras, seeded
+from .._tables import Frame
 from .._typing import Data, PathLike
-from ..data import arrays as batches_of
 from . import _stages
-from ._record import Record, fingerprint
+from ._quality import Quality
+from ._record import Record
 
 STAGES = ("distill", *_stages.STRENGTHS)
-BATCH = 32
 RUNS = 30                                                  # timed calls of each candidate
 _log = logging.getLogger("tfopt.compress")
 
@@ -123,15 +123,17 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
     Pruning and clustering leave out the smallest kernels, together 2% of the weights.
 
     Args:
-      model: built, compiled and trained Functional or Sequential Keras 3 model with one output. It is only read.
-      train: (x, y) arrays, trained on in batches of 32 in a fixed order; or a tf.data.Dataset of batches of known
-        number, e.g. of `data.arrays(x, y, 128)`.
-      val: (x, y) arrays or a finite tf.data.Dataset, which chooses; it must fit in memory. Drops smaller than one over
-        its number of examples cannot be seen.
+      model: a built, compiled and trained Keras 3 model, subclassed with its own `train_step` too, with one output or
+        several. It is only read. What a stage cannot do with such a model is a line in `tried`.
+      train: (x, y) or (x, y, sample_weight) arrays, trained on in batches of 32 in an order that `seed` fixes; or a
+        tf.data.Dataset or keras.utils.PyDataset of batches, e.g. of `data.arrays(x, y, 128)`.
+      val: the same, which chooses; it must fit in memory. Drops smaller than one over its number of examples cannot be
+        seen.
       test: the same, for the final table. None takes a random half of `val` away for it.
       max_drop: accuracy that may be lost, as a share, >= 0; of other tasks the share by which the loss may rise.
-      measure: `(y, predictions) -> quality`, arrays in, higher is better, which `max_drop` is then measured in. None is
-        the accuracy of classes; of other tasks 1 - loss / loss of the original, with the compiled loss.
+      measure: `(y, outputs) -> quality`, arrays nested as the model nests them, higher is better, which `max_drop` is
+        then measured in. None is the accuracy of classes of one output; of other tasks and several outputs
+        1 - loss / loss of the original: the compiled losses and their weights, with sample weights, without penalties.
       stages: names of the above in this order; or {name: strengths, from the weakest to the strongest}.
       epochs: of each candidate's training, >= 1.
       directory: where candidates are kept, as numbers and JSON. The same call with the same directory goes on where
@@ -142,9 +144,11 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
       A `Result`.
 
     Raises:
-      ValueError: the model is not as above or not compiled, the data do not fit it, a number is out of range, or
-        `directory` holds another run, as far as weights, arrays, settings and the name of `measure` tell.
-        A candidate that fails is a line in `tried`, with its reason.
+      ValueError: the model is not as above or not compiled, the data do not fit it, a number is out of range,
+        `directory` is in use or holds another run, as far as weights, arrays (of a data set its shapes and number of
+        batches), settings, compiled losses and the code of `measure` tell. A candidate that fails is a line in `tried`,
+        with its reason.
+      OSError: `directory` cannot be written; nothing that was recorded is lost.
       TypeError: not a Keras 3 model.
 
     Example:
@@ -159,35 +163,38 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
     Reference:
       Han, Mao and Dally, Deep compression, 2015, https://arxiv.org/abs/1510.00149
     """
-    graph = _models.require_graph(model, "compress.run")
-    require(len(graph.outputs) == 1, "compress.run needs a model with one output", outputs=len(graph.outputs))
-    require(model.compiled and model.loss is not None, "compress.run needs a model that was compiled with a loss",
-            model=model.name, do="Call model.compile(optimizer, loss): the candidates are trained with it.")
+    _models.require_model(model, "compress.run")
+    own = _models.own_methods(model)
+    require(model.compiled and (model.loss is not None or "train_step" in own),
+            "compress.run needs a model that was compiled with a loss", model=model.name,
+            do="Call model.compile(optimizer, loss): the candidates are trained with it.")
     chosen = _strengths(stages)
+    targets = "required" if model.loss is not None else "optional"
+    source = _data.read(train, model, name="train", targets=targets)
+    val = _data.read(val, model, name="val", targets=targets).whole()
+    test = None if test is None else _data.read(test, model, name="test", targets=targets).whole()
     with seeded(seed):
-        val = _gathered(val, "val")
-        val, test = _halves(val, seed) if test is None else (val, _gathered(test, "test"))
-        data = _training_data(train, seed)
-        training = _stages.Training(model, data, int(epochs), "distill" in chosen)
+        val, test = _halves(val, seed) if test is None else (val, test)
+        training = _stages.Training(model, source, int(epochs), "distill" in chosen, seed)
         training.check(model)
-        settings = {"weights": fingerprint(model.get_weights()), "val": fingerprint(keras.tree.flatten(val)),
-                    "train": (fingerprint(keras.tree.flatten(train)) if isinstance(train, tuple | list)
-                              else [str(train.element_spec), training.steps]),
-                    "optimizer": f"{type(training.optimizer).__name__}, peak {training.peak:g}", "epochs": int(epochs),
-                    "seed": int(seed), "distill": "distill" in chosen,
-                    "measure": measure and getattr(measure, "__qualname__", type(measure).__name__)}
-        search = _Search(_stages.start(model, seed), training, val, Record(directory, settings), seed,
-                         measure or _quality(model, val))
-        work = [(stage, strengths) for stage, strengths in chosen.items() if stage != "distill"]
-        for number, (stage, strengths) in enumerate(work, 1):
-            search.take(stage, strengths, max_drop * number / len(work))
+        settings = {"weights": _files.fingerprint(*model.get_weights()), "val": _fingerprint(val),
+                    "train": _fingerprint(source), "compiled": _described(training.arguments),
+                    "optimizer": _described(training.optimizer), "epochs": int(epochs), "seed": int(seed),
+                    "distill": "distill" in chosen, "measure": _described(measure)}
+        with contextlib.closing(Record(directory, settings)) as record:
+            search = _Search(_stages.start(model, seed), training, val, record, seed,
+                             Quality(model, val, training.arguments, measure))
+            work = [(stage, strengths) for stage, strengths in chosen.items() if stage != "distill"]
+            for number, (stage, strengths) in enumerate(work, 1):
+                search.take(stage, strengths, max_drop * number / len(work))
         if search.lite is not None:
             form = search.lite_name.split()[0]
             with contextlib.suppress(Exception):           # a row of the table, not worth what was made so far
                 search.shown[f"original, {form}"] = quantize.convert(model, form, calibration=training.sample)
             search.shown[search.lite_name] = search.lite
-        table = report.compare(search.shown, test, title=f"{model.name}, at most {100 * max_drop:g} points lost")
-    return Result(table, pd.DataFrame(search.rows), search.best, search.lite)
+        table = report.compare(search.shown, search.labeled(test),
+                               title=f"{model.name}, at most {100 * max_drop:g} points lost")
+    return Result(table, Frame(search.rows), search.best, search.lite)
 
 
 class _Search:
@@ -199,16 +206,20 @@ class _Search:
       rows: of `Result.tried`.
     """
 
-    def __init__(self, model, training, val, record, seed, measure):
-        self.training, self.val, self.record, self.seed, self.measure = training, val, record, seed, measure
+    def __init__(self, model, training, val, record, seed, quality):
+        self.training, self.val, self.record, self.seed, self.quality_of = training, val, record, seed, quality
         self.best, self.lite, self.lite_name, self.shown = model, None, None, {"original": model}
         self.name, self.epochs, self.zeros, self.values = "original", 0, [], []
-        row = report.measure(model, val, runs=RUNS)
-        self.quality = self._quality_of(model, row)
+        row = self._measured(model)
+        self.quality = quality(model, row)
         require(np.isfinite(self.quality), "the quality of the model on `val` must be a finite number",
                 quality=self.quality)
         self.rows = [{**self._facts(model, row, self.quality), "stage": "original", "strength": None, "kept": True,
                       "epochs": 0}]
+
+    def labeled(self, data):
+        """What `report` takes of `Arrays`: nothing where there are no labels that it can score."""
+        return None if data.y is None or not self.quality_of.scored else (data.x, data.y)
 
     def take(self, stage, strengths, allowed):
         """Tries a stage, and moves on to the strongest candidate whose drop is allowed."""
@@ -244,7 +255,7 @@ class _Search:
     def _try(self, stage, strength, allowed):
         """(row, model), or (row, None) if the candidate is not good enough or cannot be made."""
         name = f"{self.name} > {_label(stage, strength)}"
-        row = self.record.rows.get(name)
+        row = self.record.row(name)
         if row is not None:
             good = row["drop"] is not None and row["drop"] <= allowed + 1e-9
             model = self._restore(stage, strength, name) if good else None
@@ -255,8 +266,10 @@ class _Search:
         row = {"name": name, "stage": stage, "strength": strength, "why": why, "drop": None}
         if model is not None:
             epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength == "int8 trained")
-            measured = report.measure(model, self.val, runs=RUNS)
-            row |= self._facts(model, measured, self._quality_of(model, measured)) | {"epochs": epochs}
+            measured = self._measured(model)
+            row |= self._facts(model, measured, self.quality_of(model, measured)) | {"epochs": epochs}
+            if not np.isfinite(row["drop"]):
+                model, row["drop"], row["why"] = None, None, "its quality on `val` is not a finite number"
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
         self.record.keep(row, model if good else None)
@@ -278,17 +291,12 @@ class _Search:
             except Exception as error:                     # whatever it is, what was made so far goes on
                 return None, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
-    def _quality_of(self, model, row):
-        """Of a model or a file, higher is better."""
-        if self.measure is None:
-            return row.accuracy
-        x, y = self.val
-        outputs = model.predict(x) if isinstance(model, quantize.LiteModel) else model.predict(x, verbose=0)
-        return float(self.measure(np.asarray(y), np.asarray(outputs)))
+    def _measured(self, model):
+        return report.measure(model, self.labeled(self.val), runs=RUNS)
 
     def _restore(self, stage, strength, name):
         if stage == "quantize":
-            return self.record.restore(name)
+            return self.record.restore(name, None)
         return self.record.restore(name, lambda: _stages.structure(stage, strength, self.best))
 
     def _facts(self, model, row, quality):
@@ -302,15 +310,6 @@ class _Search:
                 "sparsity": sum(int((kernel == 0).sum()) for kernel in kernels) / max(size, 1),
                 "values": max((len(np.unique(kernel)) for kernel in kernels), default=0),
                 "bytes": row.bytes, "gzip": row.gzip, "macs": row.macs, "latency_ms": row.latency_ms}
-
-
-def _quality(model, val):
-    """The `measure` where labels are no classes, from the compiled loss; None for the accuracy of classes."""
-    if report.measure(model, val, runs=1).accuracy is not None:
-        return None
-    loss = keras.losses.get(model.loss)
-    own = float(np.mean(loss(val[1], model.predict(val[0], verbose=0))))
-    return lambda y, outputs: 1 - float(np.mean(loss(y, outputs))) / own
 
 
 def _label(stage, strength):
@@ -331,34 +330,29 @@ def _strengths(stages):
     return chosen
 
 
-def _gathered(data, name):
-    """(x, y) arrays of arrays or a Dataset."""
-    if isinstance(data, tf.data.Dataset):
-        require(isinstance(data.element_spec, tuple) and len(data.element_spec) == 2
-                and data.cardinality() != tf.data.INFINITE_CARDINALITY,
-                f"compress.run: `{name}` must yield (x, y) and end", element_spec=data.element_spec)
-        parts = list(data.as_numpy_iterator())
-        require(parts, f"compress.run: `{name}` must not be empty", batches=0)
-        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
-    require(isinstance(data, tuple | list) and len(data) == 2,
-            f"compress.run: `{name}` must be (x, y) arrays or a tf.data.Dataset", **{name: type(data).__name__})
-    return keras.tree.map_structure(np.asarray, tuple(data))
-
-
 def _halves(data, seed):
-    count = len(data[1])
-    require(count >= 2, "compress.run without `test` takes half of `val`, which needs two examples", val=count)
-    order = np.random.default_rng(seed).permutation(count)
-    return [keras.tree.map_structure(lambda array, rows=rows: array[rows], data)
-            for rows in (order[: count // 2], order[count // 2:])]
+    """Two random halves of `Arrays`."""
+    require(data.length >= 2, "without `test` half of `val` is put aside for it, which needs two examples",
+            val=data.length)
+    order = np.random.default_rng(seed).permutation(data.length)
+    return [data.rows(np.sort(rows)) for rows in (order[: data.length // 2], order[data.length // 2:])]
 
 
-def _training_data(train, seed):
-    """`() -> tf.data.Dataset`."""
-    if isinstance(train, tf.data.Dataset):
-        require(int(train.cardinality()) > 0 and isinstance(train.element_spec, tuple),
-                "compress.run needs a known number of batches (x, y) in `train`", cardinality=int(train.cardinality()),
-                do="Use dataset.apply(tf.data.experimental.assert_cardinality(n)).")
-        return lambda: train
-    x, y = _gathered(train, "train")
-    return lambda: batches_of(x, y, BATCH, seed=seed)
+def _fingerprint(source):
+    """Of arrays all of them; of a data set, which may draw anew each time, its shapes and the number of batches."""
+    if isinstance(source, _data.Arrays):
+        return _files.fingerprint(*(part for part in keras.tree.flatten((source.x, source.y, source.sample_weight))
+                                    if part is not None))
+    return _files.fingerprint(str(source.shapes), source.batches_known)
+
+
+def _described(thing):
+    """A fingerprint of an optimizer, a function, or a nest of losses and metrics: of its config, or of its code."""
+    if isinstance(thing, dict | list | tuple):
+        parts = sorted(thing.items()) if isinstance(thing, dict) else enumerate(thing)
+        return _files.fingerprint(*(f"{key} {_described(value)}" for key, value in parts))
+    if hasattr(thing, "get_config"):
+        return _files.fingerprint(type(thing).__name__, thing.get_config())
+    code = getattr(thing, "__code__", None)
+    return _files.fingerprint(getattr(thing, "__qualname__", repr(thing) if code is None else ""),
+                              *((code.co_code, repr(code.co_consts), code.co_names) if code else ()))

@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 
-from .. import _models, cluster, distill, prune, quantize, schedules, shrink
+from .. import _data, _models, cluster, data, distill, prune, quantize, schedules, shrink
 from .._check import require
-from .._keras import compile_arguments, keras, schedule_of
+from .._keras import compile_arguments, keras, schedule_of, tf
 from .._litert import file, match
 
+BATCH = 32
 # From the weakest to the strongest.
 STRENGTHS = {
     "shrink": (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125),          # share of the channels that stay
@@ -25,20 +26,30 @@ class Training:
 
     Args:
       model: the compiled original.
-      data: `() -> tf.data.Dataset` of training batches.
+      source: training data, as `_data.read` gives them.
       epochs: of each training.
       distilled: is the original the teacher?
+      seed: of the order of arrays.
     """
 
-    def __init__(self, model, data, epochs, distilled):
-        self.data, self.epochs, self.teacher = data, epochs, model if distilled else None
-        self.steps = int(data().cardinality()) * epochs
+    def __init__(self, model, source, epochs, distilled, seed):
+        self.source, self.epochs, self.seed, self.teacher = source, epochs, seed, model if distilled else None
+        self.steps = (source.count(BATCH) or sum(1 for _ in source.batches())) * epochs
         self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self.arguments = {name: value for name, value in compile_arguments(model).items() if name != "optimizer"}
         self.peak = max(map(peak, _inside(self.optimizer)))
-        self.sample = _first_inputs(data(), 256)
+        self.sample = source.head(256).x
         if distilled:
-            distiller(model, _models.copy(model))              # refuses now what cannot be distilled
+            self._distiller(_models.copy(model))              # refuses now what cannot be distilled
+
+    def data(self):
+        """tf.data.Dataset of an epoch's batches."""
+        if not isinstance(self.source, _data.Arrays):
+            return self.source.dataset().apply(tf.data.experimental.assert_cardinality(self.steps // self.epochs))
+        x, y, sample_weight = self.source.x, self.source.y, self.source.sample_weight
+        if sample_weight is None:
+            return data.arrays(x, y, BATCH, seed=self.seed)
+        return data.arrays((x, y, sample_weight), None, BATCH, seed=self.seed).map(lambda parts: parts)
 
     def check(self, model):
         """Refuses now the data that no candidate could be trained on."""
@@ -58,13 +69,31 @@ class Training:
         optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
         for new, old in zip(_inside(optimizer), _inside(self.optimizer), strict=True):
             new.learning_rate = schedules.CosineDecay(peak(old) * rate, self.steps)
-        learner = model if self.teacher is None else distiller(self.teacher, model)
+        learner = model if self.teacher is None else self._distiller(model)
         learner.compile(optimizer, **{key: _fresh(value) for key, value in self.arguments.items()})
         return learner
 
+    def _distiller(self, student):
+        return distill.Distiller(self.teacher, student, _soft_losses(student, self.arguments.get("loss")))
 
-def distiller(teacher, student):
-    return distill.Distiller(teacher, student, distill.Logits(temperature=4.0))
+
+def _soft_losses(model, loss):
+    """What an output learns from the teacher's: `Logits` of classes as the compiled loss has them, else `Values`."""
+    names = getattr(model, "output_names", None) or [None]
+    losses = loss if isinstance(loss, dict) else dict(zip(names, loss if isinstance(loss, list | tuple) else
+                                                          [loss] * len(names), strict=False))
+    found = [_soft_loss(one, name if len(names) > 1 else None) for name, one in losses.items() if one is not None]
+    return found or distill.Logits(temperature=4.0)
+
+
+def _soft_loss(loss, output):
+    loss = keras.losses.get(loss)
+    word = getattr(loss, "__name__", type(loss).__name__).lower().replace("_", "")
+    if loss is not None and "crossentropy" not in word:
+        return distill.Values(output=output)
+    binary = "sigmoid" if word.startswith("binary") else None
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    return distill.Logits(temperature=4.0, activation=binary, from_logits=config.get("from_logits"), output=output)
 
 
 def _inside(optimizer):
@@ -162,13 +191,3 @@ def _fresh(value):
     """`value` with its metrics made anew: they count."""
     return keras.tree.map_structure(
         lambda one: type(one).from_config(one.get_config()) if isinstance(one, keras.metrics.Metric) else one, value)
-
-
-def _first_inputs(data, count):
-    parts, seen = [], 0
-    for batch in data:
-        parts.append(keras.tree.map_structure(np.asarray, batch[0]))
-        seen += len(keras.tree.flatten(parts[-1])[0])
-        if seen >= count:
-            break
-    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays)[:count], *parts)

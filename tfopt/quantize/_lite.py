@@ -8,7 +8,7 @@ import typing
 import numpy as np
 import pandas as pd
 
-from .. import _data, _files
+from .. import _data, _files, _models
 from .._check import BATCH_SIZE, PATH, VERBOSE, Rule, Whole, checked, refusal, require
 from .._keras import keras, tf
 from .._litert import file, run
@@ -158,14 +158,11 @@ class LiteModel:
         parts = (x, y, sample_weight) if sample_weight is not None else (x, y) if y is not None else x
         data = _data.read(parts, self.inputs, name="x", targets="required").whole()
         outputs = self.predict(data.x)
-        flat = keras.tree.flatten(outputs)
-        pipes = [keras.Input(array.shape[1:], dtype=array.dtype) for array in flat]
-        through = keras.Model(pipes, keras.tree.pack_sequence_as(outputs, [keras.ops.copy(pipe) for pipe in pipes]))
         nothing = keras.tree.map_structure(lambda _: (lambda y, outputs: 0.0), outputs)
         try:
-            through.compile(loss=nothing if loss is None else loss, metrics=_for_each(metrics, outputs),
-                            weighted_metrics=_for_each(weighted_metrics, outputs))
-            found = through.evaluate(flat, data.y, sample_weight=data.sample_weight, verbose=0, return_dict=True)
+            found = _models.evaluate_outputs(
+                outputs, data.y, data.sample_weight, loss=nothing if loss is None else loss,
+                metrics=_for_each(metrics, outputs), weighted_metrics=_for_each(weighted_metrics, outputs))
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise refusal("`loss`, `metrics` and `y` must be such as Keras takes for these outputs",
                           loss=loss, metrics=metrics, weighted_metrics=weighted_metrics,

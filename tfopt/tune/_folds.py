@@ -74,7 +74,8 @@ def cross_validate(build: Callable[[], keras.Model], x: Any, y: Any, *, folds: i
     Returns:
       A pandas table of what `evaluate` returns, a line for each fold; report `.mean()` and `.std()`.
     Raises:
-      ValueError: an argument is out of range, x and y differ in length, or `build` returns no compiled model.
+      ValueError: an argument is out of range, x and y differ in length or do not fit the model, or `build` returns no
+        compiled model.
     Example:
       >>> def build():
       ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -91,6 +92,7 @@ def cross_validate(build: Callable[[], keras.Model], x: Any, y: Any, *, folds: i
         fold_seed = derived(seed, "fold", fold) % 2**31
         with seeded(fold_seed), fresh_names():
             model = require_model(build(), "tune.cross_validate")
+            _data.read((x, y), model, name="x, y")
             train, val = rows_of(x, y, inside), rows_of(x, y, outside)
             model.fit(data.arrays(*train, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
                       verbose=0)
