@@ -457,5 +457,5 @@ def test_workers_with_different_seeds_are_refused(tmp_path):
         "keras.utils.set_random_seed(json.loads(os.environ['TF_CONFIG'])['task']['index'])\ndistribute.strategy()\n")
     done = run("-m", "tfopt.distribute", "--workers", "2", "seeds.py", cwd=tmp_path)
     assert done.returncode == 1
-    assert "ValueError: all workers must have the same random seed" in done.stderr.splitlines()[-1]
+    assert "ValueError: distribute.strategy: all workers must have the same random seed" in done.stderr.splitlines()[-1]
     assert "seeds=[0, 1]" in done.stderr.splitlines()[-1]

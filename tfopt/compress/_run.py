@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, _files, _models, cluster, prune, quantize, report
-from .._check import EPOCHS, MODEL, PATH, SEED, Number, checked, require
+from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, checked, require
 from .._keras import keras, seeded
 from .._tables import Frame
 from .._typing import Data, PathLike
@@ -97,7 +97,7 @@ class Result:
 # The helper
 
 
-@checked(model=MODEL, max_drop=Number(low=0), epochs=EPOCHS, directory=PATH, seed=SEED)
+@checked(model=MODEL, max_drop=Number(low=0), measure=FUNCTION, epochs=EPOCHS, directory=PATH, seed=SEED)
 def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,  # noqa: PLR0913
         max_drop: float = 0.005,
         measure: Callable[[np.ndarray, np.ndarray], float] | None = None,
