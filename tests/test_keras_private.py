@@ -68,12 +68,6 @@ def test_recorded_masks_are_told_from_given_ones():
     assert (masks(False), masks(True)) == ([False, True], [True, True])
 
 
-def test_losses_of_a_call_are_told_once():
-    layer = keras.layers.Dense(2, activity_regularizer="l2", kernel_regularizer="l2")
-    layer(tf.ones((2, 3)))
-    assert (len(_keras.call_losses(layer)), len(_keras.call_losses(layer))) == (1, 0)
-
-
 def test_the_compiled_loss_and_its_tracker():
     model = functional()
     model.compile("sgd", "mse")
@@ -110,18 +104,6 @@ def test_the_trainer_builds_and_reduces_by_these_names():
 def test_the_global_seed():
     tf.random.set_seed(7)
     assert _keras.global_seed() == 7
-
-
-def test_own_losses_count_in_a_nested_model():
-    class Penalty(_keras.ModelWithOwnLosses):
-        def call(self, x):
-            return x
-
-        def own_losses(self):
-            return [tf.constant(3.0)]
-
-    inputs = keras.Input((2,))
-    assert [float(loss) for loss in keras.Model(inputs, Penalty()(inputs)).losses] == [3.0]
 
 
 def draw():

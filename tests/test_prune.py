@@ -164,16 +164,6 @@ def test_summaries_reach_tensorboard(rng, tmp_path):
     assert values == pytest.approx([0.5, 0.5], abs=0.01)
 
 
-def test_xnnpack_chooses_the_pointwise_convolutions():
-    layers = keras.layers
-    x = inputs = keras.Input((16, 16, 3))
-    x = layers.Conv2D(8, 3, strides=2, name="stem")(layers.ZeroPadding2D(1)(x))
-    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
-    x = layers.Conv2D(8, 1, name="pointwise")(x)
-    x = layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D(keepdims=True)(x)))
-    assert prune.xnnpack_layers(keras.Model(inputs, x)) == ["pointwise"]
-
-
 def test_plan_says_what_is_selected_and_why_not():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
                               keras.layers.BatchNormalization(name="b"), keras.layers.Dense(2, name="c")])

@@ -22,8 +22,6 @@ random.py
     tensorflow.python.ops.stateful_random_ops     TF 2.21         holds tf.random's global generator, if there is one
 
 training.py
-    Layer._get_own_losses                         3.15            what a layer adds to the loss, also when nested
-    Layer._clear_losses                           3.15            forgets what the last call added
     Trainer._compile_loss, _compile_metrics       3.15            what `compile` made of loss and metrics, or None
     Trainer._loss_tracker                         3.15            the mean behind the log "loss"
     Trainer._compile_config                       3.15            what the user gave to `compile`
@@ -100,9 +98,7 @@ from .graph import (  # noqa: E402
 from .random import fresh_names, global_seed, randomness, same_randomness, seeded, set_randomness  # noqa: E402
 from .training import (  # noqa: E402
     Fit,
-    ModelWithOwnLosses,
     OptimizerAround,
-    call_losses,
     compile_arguments,
     compiled_as,
     forget_compiled,
@@ -114,8 +110,8 @@ from .training import (  # noqa: E402
 from .workers import patch_workers  # noqa: E402
 from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "ModelWithOwnLosses", "NotALayer", "OptimizerAround", "Wrapped",
-           "applies_now", "call_losses", "compile_arguments", "compiled_as", "datasets_in", "forget_compiled",
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "Wrapped",
+           "applies_now", "compile_arguments", "compiled_as", "datasets_in", "forget_compiled",
            "fresh_inputs", "fresh_names", "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla",
            "inner_layers", "is_wrapped", "keras", "lambdas_allowed", "loss_tracker", "mask_of", "own_variables",
            "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of", "seeded",

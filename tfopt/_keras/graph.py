@@ -108,7 +108,7 @@ def _given(node, masks):
 
 
 def mask_of(tensor):
-    """The mask that goes with a tensor, or None. Keras 2 and 3 keep it in the same place."""
+    """The mask that goes with a tensor, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 

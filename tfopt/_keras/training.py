@@ -9,7 +9,6 @@ from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from tensorflow.python.ops import control_flow_util
 
 from .._check import require
-from .graph import parts_of
 
 
 def task_loss(model, y, y_pred, sample_weight):
@@ -104,27 +103,6 @@ def in_xla():
     """Is a graph being traced that XLA will compile as a whole, where lookup tables and checks cannot be."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
         tf.compat.v1.get_default_graph())
-
-
-def call_losses(layer):
-    """The losses that the last call of `layer` made, once: those of its weights apart."""
-    losses = [loss for part in parts_of(layer) for loss in part._get_own_losses()]
-    layer._clear_losses()
-    return losses
-
-
-class ModelWithOwnLosses(keras.Model):
-    """A model whose `own_losses()` join the loss whenever it is computed, nested in another model or not.
-
-    `add_loss` would not do for a model whose call waits for the other replicas, as pruning's does: it keeps the tensors
-    of all replicas in one list, and the later ones would count the losses of the earlier ones as their own.
-    """
-
-    def own_losses(self):
-        return []
-
-    def _get_own_losses(self):
-        return [*super()._get_own_losses(), *self.own_losses()]
 
 
 class Fit:

@@ -122,10 +122,3 @@ def _in_all_replicas(advance):
         advance(tf.convert_to_tensor(strategy.experimental_local_results(applies)[0]))
 
     tf.__internal__.distribute.interim.maybe_merge_call(call, tf.distribute.get_strategy(), applies_now())
-
-
-def xnnpack_allows(model):
-    """The layers of a tf_keras model that XNNPACK's sparse kernels can speed up, by TFMOT's policy."""
-    policy = _sparsity.PruneForLatencyOnXNNPack()
-    policy.ensure_model_supports_pruning(model)
-    return [layer.name for layer in model.layers if policy.allow_pruning(layer)]

@@ -1,6 +1,7 @@
 """Magnitude pruning: zeros in the weights, free, in N:M patterns or in blocks."""
 
-from ._prune import SparsitySummaries, plan, sparsities, strip, wrap, xnnpack_layers
+from ._prune import SparsitySummaries, plan, sparsities, strip, wrap
+from ._xnnpack import xnnpack_layers
 
 __all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap", "xnnpack_layers"]
 

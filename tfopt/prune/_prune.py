@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 
 from .. import _models
-from .._bridge import to_legacy
-from .._bridge.adopt import by_path
-from .._check import MODEL, PATH, WHERE, DictOf, Number, Rule, Whole, checked, refusal, require
+from .._check import MODEL, PATH, WHERE, DictOf, Number, Rule, Whole, checked, require
 from .._keras import Wrapped, keras, same_randomness, serializable, tf
 from .._toolkit import sparsity as toolkit
 from .._toolkit.kernels import FROZEN, choose, grouped, kernels, obstacle, require_plain, table
 from .._typing import PathLike, Where
 
-__all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap", "xnnpack_layers"]
+__all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap"]
 
 HOOK = "get_prunable_weights"                              # TFMOT's name for it
 SHARE = Number(above=0, below=1) | DictOf(Number(above=0, below=1))
@@ -239,38 +237,6 @@ def plan(model: keras.Model, sparsity: float | dict[str, float] = 0.5, *, block:
     remarks = {path: "" if all(kernel.variable.trainable for kernel in by_path[path]) else FROZEN for path in shares}
     return table(model, by_path, remarks, lambda path, layer: "not chosen by `where`" if path in by_path
                  else unfit.get(path) or obstacle(layer, HOOK))
-
-
-@checked(model=MODEL)
-def xnnpack_layers(model: keras.Model) -> list[str]:
-    """Sparse inference in XNNPACK: paths of the layers whose zeros make it faster (1x1 convolutions), for `where`.
-
-    TFMOT's latency policy: the model must begin with ZeroPadding2D and a 3x3 Conv2D of stride 2, end in
-    GlobalAveragePooling2D(keepdims=True), and hold only layers in between that XNNPACK runs sparsely.
-
-    Args:
-      model: built Functional or Sequential keras.Model.
-
-    Raises:
-      ValueError: the model is not of this form; the sentence names the first obstacle.
-
-    Example:
-      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
-      >>> xnnpack_layers(model)
-      Traceback (most recent call last):
-      ValueError: prune.xnnpack_layers: the model must be a convolutional one of the form that XNNPACK ...
-
-    Reference:
-      Elsen et al., Fast sparse ConvNets, 2019, https://arxiv.org/abs/1911.09723
-    """
-    require_plain(model)
-    counterpart = to_legacy(model, "prune.xnnpack_layers")
-    try:
-        allowed = set(toolkit.xnnpack_allows(counterpart))
-    except ValueError as error:
-        raise refusal("the model must be a convolutional one of the form that XNNPACK runs sparsely",
-                      obstacle=str(error), do="Prune without it: the file gets smaller, not faster.") from error
-    return [path for path, layer in by_path(model, counterpart).items() if layer.name in allowed]
 
 
 def _checked_schedule(sparsity, begin, end, every, block, pattern):
