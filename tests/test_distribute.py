@@ -391,7 +391,7 @@ def run(*command, cwd, **environment):
 
 
 SAMPLE = ["L2: Adam", "mixed bfloat16", "sync_batch_norm", "GlobalBatchOptimizer: accumulate", "schedule: Knee",
-          "Distiller: Logits", "prune : wrap", "SWA: mean", "Keras clips: global_clipnorm",
+          "Distiller: Logits", "prune.wrap: gradual", "SWA: mean", "Keras clips: global_clipnorm",
           "unsynchronized BatchNormalization"]
 
 

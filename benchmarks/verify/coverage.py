@@ -1,15 +1,15 @@
 """Which layers and which networks work with what: `plan` of every technique, asked about all of them.
 
-    python benchmarks/verify/coverage.py [layers] [networks]
+    python benchmarks/verify/coverage.py [networks] [layers]
 
 Writes docs/measured/layers.csv, a row for every layer class of Keras that computes inside a model, and appends to
 docs/measured/networks.csv a row for every network of keras.applications, which may be interrupted and goes on.
 """
 
+import multiprocessing
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import warnings
 
@@ -88,7 +88,7 @@ def through(model):
     """May channels that are made before the layer go?"""
     table = shrink.plan(model)
     rows = table[table.layer == "before"]
-    return "locked" if rows.empty or set(rows.status) == {"skipped"} else "done"
+    return "selected" if "selected" in set(rows.status) else "skipped"
 
 
 def layers():
@@ -103,7 +103,7 @@ def layers():
         model, layer = model_of(name)
         rows.append({"layer": name, "prune": status(prune, model, layer), "cluster": status(cluster, model, layer),
                      "quantize": status(quantize, model, layer),
-                     "channels before it": through(model) if "Embedding" not in name else "locked"})
+                     "channels before it": through(model) if "Embedding" not in name else "none"})
         print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(MEASURED / "layers.csv", index=False)
 
@@ -113,7 +113,9 @@ def networks():
     known = set(pd.read_csv(path).network) if path.exists() else ()
     for name in sorted(dir(keras.applications)):
         if name[0].isupper() and name not in known:
-            subprocess.run([sys.executable, "-P", __file__, "network", name], check=False)
+            process = multiprocessing.get_context("fork").Process(target=network, args=(name,))
+            process.start()                                     # which gives all its memory back
+            process.join()
 
 
 def network(name):
@@ -137,8 +139,5 @@ def network(name):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    if sys.argv[1:2] == ["network"]:
-        network(sys.argv[2])
-    else:
-        for part in sys.argv[1:] or ("layers", "networks"):
-            {"layers": layers, "networks": networks}[part]()
+    for part in sys.argv[1:] or ("networks", "layers"):         # TensorFlow must not have computed before a fork
+        {"layers": layers, "networks": networks}[part]()

@@ -30,14 +30,14 @@ PIECES = {}
 LAYERS = keras.layers
 
 
-def piece(expected=EQUAL, **variants):
+def piece(expected=EQUAL, name=None, **variants):
     """Registers what follows; `expected`: a limit, "differs" or "raises". Variants: name=argument."""
 
     def register(function):
-        name = function.__name__.replace("_", " ")
+        called = name or function.__name__.replace("_", " ")
         for variant, argument in (variants or {"": None}).items():
             train = functools.partial(function, argument) if variants else function
-            PIECES[f"{name}: {variant}" if variant else name] = train, expected
+            PIECES[f"{called}: {variant}" if variant else called] = train, expected
         return function
 
     return register
@@ -139,19 +139,19 @@ def mixed_float16():
 
 # distribute
 
-@piece()
-def synchronize():
+@piece(name="sync_batch_norm")
+def synchronized():
     return fitted(distribute.sync_batch_norm(dense(LAYERS.BatchNormalization(momentum=0.5))))
 
 
 @piece(global_clipnorm={"global_clipnorm": 0.1}, clipnorm={"clipnorm": 0.1}, clipvalue={"clipvalue": 0.01},
        accumulate={"gradient_accumulation_steps": 2})
-def Synchronous(settings):  # noqa: N802
+def GlobalBatchOptimizer(settings):  # noqa: N802
     optimizer = keras.optimizers.Adam(schedules.Linear(0.05, 6), **settings)
     return fitted(dense(), optimizer=distribute.GlobalBatchOptimizer(optimizer))
 
 
-@piece()
+@piece(name="equal_batches")
 def even():
     """35 examples in batches of 16: the last one has 3."""
     x, y = table(35)
@@ -186,9 +186,10 @@ def penalty(make):
 
 # distill
 
-@piece(Logits=lambda: distill.Logits(), Decoupled=lambda: distill.DecoupledKD(), Dist=lambda: distill.DIST(),
-       Features=lambda: distill.Features({"first": "first"}), Attention=lambda: distill.AttentionTransfer({"c": "c"}),
-       Relations=lambda: distill.RelationalKD({"first": "first"}))
+@piece(Logits=lambda: distill.Logits(), DecoupledKD=lambda: distill.DecoupledKD(), DIST=lambda: distill.DIST(),
+       Features=lambda: distill.Features({"first": "first"}),
+       AttentionTransfer=lambda: distill.AttentionTransfer({"c": "c"}),
+       RelationalKD=lambda: distill.RelationalKD({"first": "first"}))
 def Distiller(loss):  # noqa: N802
     loss = loss()
     build = tapped if isinstance(loss, distill.AttentionTransfer) else functools.partial(dense, penalty="l2")
@@ -205,8 +206,8 @@ def tapped():
                              LAYERS.Flatten(), LAYERS.Dense(4)])
 
 
-@piece()
-def cache_teacher():
+@piece(name="cache_teacher")
+def cached_teacher():
     x, y = table()
     cached = distill.cache_teacher(dense(), data.arrays(x, y, BATCH, shuffle=False))
     return fitted(distill.Distiller(None, dense(), distill.Logits()), cached)
@@ -214,8 +215,8 @@ def cache_teacher():
 
 # prune, cluster, quantize
 
-@piece(wrap={"end": 4, "every": 1}, pattern={"pattern": (2, 4)})
-def prune_(settings):
+@piece(name="prune.wrap", gradual={"end": 4, "every": 1}, pattern={"pattern": (2, 4)})
+def pruned(settings):
     return fitted(prune.wrap(dense(penalty="l2"), 0.5, **settings), optimizer=keras.optimizers.Adam(0.01))
 
 
@@ -224,8 +225,8 @@ def Distiller_with_a_pruned_student():  # noqa: N802
     return fitted(distill.Distiller(dense(), prune.wrap(dense(), 0.5, end=4), distill.Logits()))
 
 
-@piece(wrap={}, preserve_sparsity={"preserve_sparsity": True})
-def cluster_(settings):
+@piece(name="cluster.wrap", plain={}, preserve_sparsity={"preserve_sparsity": True})
+def clustered(settings):
     return fitted(cluster.wrap(dense(), 4, init="linear", **settings))
 
 
@@ -235,7 +236,7 @@ def turned():
     return augment.Pipeline([augment.Flip(), augment.Rotate(0.1), augment.Brightness(0.2)], jit_compile=False)
 
 
-@piece()
+@piece(name="augment: apply")
 def augment_apply():
     x, y = images()
     pipeline, numbered = turned(), tf.data.Dataset.from_tensor_slices((x, y)).enumerate().batch(BATCH)
@@ -243,7 +244,7 @@ def augment_apply():
         pipeline.apply(pair[0], epoch=0, index=index), pair[1])))
 
 
-@piece()
+@piece(name="data.table")
 def data_table():
     x, y = table()
     frame = pd.DataFrame(x, columns=list("abcdefgh")).assign(y=y)
@@ -257,15 +258,15 @@ def SWA(momentum):  # noqa: N802
     return fitted(dense(LAYERS.BatchNormalization(synchronized=True)), callbacks=[callback])
 
 
-@piece()
+@piece(name="average.outputs")
 def average_outputs():
     return fitted(average.outputs([dense(), dense()]))
 
 
 # Known exceptions: they differ from one device, and docs/distribute.md says why
 
-@piece("differs")
-def quantize_wrap():
+@piece("differs", name="quantize.wrap")
+def quantized():
     return fitted(quantize.wrap(dense()))
 
 
@@ -274,12 +275,12 @@ def random(layer):
     return fitted(dense(layer()))
 
 
-@piece("differs")
+@piece("differs", name="augment: layer")
 def augment_layer():
     return fitted(keras.Sequential([keras.Input((8, 8, 3)), turned(), *convolutional().layers]), images())
 
 
-@piece("differs")
+@piece("differs", name="data.arrays shuffled anew")
 def data_arrays_shuffled_anew():
     return fitted(dense(), data.arrays(*table(), BATCH))
 
