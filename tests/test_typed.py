@@ -8,17 +8,22 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
 import tfopt
 
 
 def pyright(folder, *arguments):
-    """The report of basedpyright on the package that is imported here, as it is in a project without settings."""
+    """The report of basedpyright on the package that is imported here, as it is in a project without settings.
+
+    `--verifytypes` takes no `--pythonpath`: it asks the `python` that the PATH has first for the libraries.
+    """
     command = [sys.executable, "-P", "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", *arguments]
     where = pathlib.Path(tfopt.__file__).parents[1]
     done = subprocess.run(command, text=True, capture_output=True, cwd=folder,
-                          env={**os.environ, "PYTHONPATH": str(where)})
+                          env={**os.environ, "PYTHONPATH": str(where), "PATH": os.pathsep.join(
+                              [str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])})
     return json.loads(done.stdout)
 
 
@@ -30,8 +35,15 @@ def unknown(report):
 def test_public_names_are_annotated(tmp_path):
     report = pyright(tmp_path, "--verifytypes", "tfopt", "--ignoreexternal")
     assert report["typeCompleteness"]["exportedSymbolCounts"]["withKnownType"] > 100
-    # What is left are callbacks, figures and `hp`: their classes come from packages that tell checkers no types.
-    assert report["typeCompleteness"]["completenessScore"] >= 0.87, unknown(report)
+    # What is left are the callbacks: Keras tells checkers no types, and so none of the class they are derived from.
+    assert not [name for name in unknown(report) if not is_callback(name)]
+    assert report["typeCompleteness"]["completenessScore"] >= 0.95
+
+
+def is_callback(name):
+    module, _, name = name.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return inspect.isclass(kind) and issubclass(kind, keras.callbacks.Callback)
 
 
 def public_callables():

@@ -92,8 +92,11 @@ class SWA(keras.callbacks.Callback):
         super().__init__()
         if data is not None:
             _data.read(data, targets="ignored")            # refused now rather than when training has begun
-        self.start, self.every, self.data, self.momentum = start, every, data, momentum
-        self.count = 0
+        self.start: int = start
+        self.every: int = every
+        self.data: Data | None = data
+        self.momentum: float | None = momentum
+        self.count: int = 0
         self.mean: list[Any] | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -66,7 +66,9 @@ class Resume(keras.callbacks.Callback):
     @checked(directory=PATH, every=Whole(low=1), max_to_keep=Whole(low=1))
     def __init__(self, directory: PathLike, *, every: int | None = None, max_to_keep: int = 2):
         super().__init__()
-        self.directory, self.every, self.max_to_keep = directory, every, max_to_keep
+        self.directory: PathLike = directory
+        self.every: int | None = every
+        self.max_to_keep: int = max_to_keep
         self._fit = None
 
     def on_train_begin(self, logs: Any = None) -> None:

@@ -75,7 +75,8 @@ class Table:
     """
 
     def __init__(self, rows: Iterable[Row], title: str = ""):
-        self.rows, self.title = list(rows), title
+        self.rows: list[Row] = list(rows)
+        self.title: str = title
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:

@@ -99,10 +99,15 @@ class Search:
                  objective: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, algorithm: str = "tpe",
                  max_trials: int, directory: PathLike, limits: dict[str, float] | None = None,
                  folds: int | None = None, seed: int = 0, keep_weights: int = 3):
-        self.build, self.directory = build, pathlib.Path(directory).resolve()
-        self.objectives, self.algorithm = objectives_of(objective), algorithm
-        self.limits, self.max_trials, self.folds = limits or {}, max_trials, folds
-        self.seed, self.keep_weights = seed, keep_weights
+        self.build: Callable[[Any], keras.Model] | keras_tuner.HyperModel = build
+        self.directory: pathlib.Path = pathlib.Path(directory).resolve()
+        self.objectives: dict[str, str] = objectives_of(objective)
+        self.algorithm: str = algorithm
+        self.limits: dict[str, float] = limits or {}
+        self.max_trials: int = max_trials
+        self.folds: int | None = folds
+        self.seed: int = seed
+        self.keep_weights: int = keep_weights
         require(len(self.objectives) == 1 or algorithm in ("tpe", "random", "grid"),
                 "several objectives need algorithm 'tpe', 'random' or 'grid'", algorithm=algorithm,
                 objectives=list(self.objectives))

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 from .. import augment, distill, regularizers, schedules
 from .._check import FLAG, SEED, Number, Rule, Whole, checked, require
 from .._keras import keras
-from ._oracles import HyperParameters
+from ._oracles import keras_tuner
 
 HP = Rule("a keras_tuner.HyperParameters", lambda value: not isinstance(value, type) and hasattr(value, "Choice")
           and hasattr(value, "Float"))
@@ -19,7 +19,7 @@ class KnowsSteps(Protocol):
 
 
 @checked(hp=HP, total=Whole(low=1), low=Number(above=0), high=Number(above=0))
-def schedule(hp: HyperParameters, *, total: int | None = None, low: float = 1e-4,
+def schedule(hp: keras_tuner.HyperParameters, *, total: int | None = None, low: float = 1e-4,
              high: float = 1e-1) -> keras.optimizers.schedules.LearningRateSchedule:
     """A learning-rate schedule: one of four shapes, and its peak.
 
@@ -55,7 +55,8 @@ def schedule(hp: HyperParameters, *, total: int | None = None, low: float = 1e-4
 
 
 @checked(hp=HP, low=Number(above=0), high=Number(above=0))
-def regularizer(hp: HyperParameters, *, low: float = 1e-6, high: float = 1e-2) -> keras.regularizers.Regularizer | None:
+def regularizer(hp: keras_tuner.HyperParameters, *, low: float = 1e-6,
+                high: float = 1e-2) -> keras.regularizers.Regularizer | None:
     """A penalty for kernels, or None: L2, GroupLasso (empties units) or Hoyer (drives small weights to zero).
 
     Parameters: `penalty`, and `penalty_strength` (logarithmic) where there is one.
@@ -81,7 +82,7 @@ def regularizer(hp: HyperParameters, *, low: float = 1e-6, high: float = 1e-2) -
 
 
 @checked(hp=HP, flip=FLAG, seed=SEED)
-def augmentation(hp: HyperParameters, *, flip: bool = True, seed: int = 0) -> augment.Pipeline | None:
+def augmentation(hp: keras_tuner.HyperParameters, *, flip: bool = True, seed: int = 0) -> augment.Pipeline | None:
     """An augmentation of images: none, one strength for the classic operations, RandAugment or TrivialAugment.
 
     Parameters: `augmentation`, and `augmentation_strength` for those that have one. It belongs into `train`, a function
@@ -117,7 +118,7 @@ def augmentation(hp: HyperParameters, *, flip: bool = True, seed: int = 0) -> au
 
 
 @checked(hp=HP)
-def distillation(hp: HyperParameters) -> tuple[distill.Logits, float]:
+def distillation(hp: keras_tuner.HyperParameters) -> tuple[distill.Logits, float]:
     """How a student learns from a teacher: the temperature, and the weight of the labels.
 
     Parameters: `temperature` (1 to 20, logarithmic) and `student_loss_weight` (0 to 0.9).
@@ -138,7 +139,7 @@ def distillation(hp: HyperParameters) -> tuple[distill.Logits, float]:
 
 
 @checked(hp=HP, low=Number(above=0, below=1), high=Number(above=0, below=1))
-def sparsity(hp: HyperParameters, *, low: float = 0.3, high: float = 0.95) -> float:
+def sparsity(hp: keras_tuner.HyperParameters, *, low: float = 0.3, high: float = 0.95) -> float:
     """The share of weights that `prune.wrap` sets to zero.
 
     Parameter: `density` = 1 - sparsity, logarithmic.
@@ -160,7 +161,7 @@ def sparsity(hp: HyperParameters, *, low: float = 0.3, high: float = 0.95) -> fl
 
 
 @checked(hp=HP, low=Number(above=0, below=1), high=Number(above=0, high=1))
-def shrink_ratio(hp: HyperParameters, *, low: float = 0.2, high: float = 0.9) -> float:
+def shrink_ratio(hp: keras_tuner.HyperParameters, *, low: float = 0.2, high: float = 0.9) -> float:
     """The share of the multiply-accumulates that `shrink.channels(model, macs=...)` leaves.
 
     Parameter: `shrink_ratio`.
