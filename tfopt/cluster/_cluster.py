@@ -27,17 +27,17 @@ class Clustered(Wrapped):
     _lookups = _kept = ()                                  # set by `attach`, past Keras' tracking
 
     def attach(self):
-        found, zeros, lookups, kept = kernels(self, HOOK), self._recipe["preserve_sparsity"], [], []
-        for index, clusters in self._recipe["kernels"]:
+        found, zeros, lookups, kept = kernels(self, HOOK), self.recipe["preserve_sparsity"], [], []
+        for index, clusters in self.recipe["kernels"]:
             kernel = found[index]
-            axis = toolkit.channel_axis(kernel.owner, self._recipe["per_channel"])
+            axis = toolkit.channel_axis(kernel.owner, self.recipe["per_channel"])
             shape = (clusters,) if axis is None else (kernel.variable.shape[axis], clusters)
             centroids = self.add_state(f"centroids_{index}", shape, kernel.variable.dtype, kernel.variable.trainable)
             if zeros:
                 kept.append(KeepZeros(centroids, self.add_state(f"centroids_kept_{index}", shape, "bool")))
             mask = self.add_state(f"kept_{index}", kernel.variable.shape, "bool") if zeros else None
             lookups.append(toolkit.Lookup(kernel, centroids, axis, mask))
-        for index in self._recipe["zeros"]:
+        for index in self.recipe["zeros"]:
             variable = found[index].variable
             kept.append(KeepZeros(variable, self.add_state(f"kept_{index}", variable.shape, "bool")))
         vars(self).update(_lookups=lookups, _kept=kept)
@@ -51,10 +51,10 @@ class Clustered(Wrapped):
 
     def start(self):
         """Finds the zeros to keep and the first centroids."""
-        for lookup, (_, clusters) in zip(self._lookups, self._recipe["kernels"], strict=True):
+        for lookup, (_, clusters) in zip(self._lookups, self.recipe["kernels"], strict=True):
             if lookup.kept is not None:
                 lookup.kept.assign(_models.array_of(lookup.kernel.variable) != 0)
-            lookup.start(clusters, self._recipe["init"])
+            lookup.start(clusters, self.recipe["init"])
         for constraint in self._kept:
             constraint.mask.assign(_models.array_of(constraint.kernel) != 0)
 

@@ -32,10 +32,10 @@ class Pruned(Wrapped):
     _pruned = None                                         # set by `attach`, past Keras' tracking
 
     def attach(self):
-        schedule = {key: value for key, value in self._recipe.items() if key != "kernels"}
+        schedule = {key: value for key, value in self.recipe.items() if key != "kernels"}
         found = kernels(self, HOOK)
         pruned = []
-        for index, share in self._recipe["kernels"]:
+        for index, share in self.recipe["kernels"]:
             variable = found[index].variable
             pruned.append(toolkit.Prune(
                 variable, self.add_state(f"mask_{index}", variable.shape, "bool", initializer="ones"),
@@ -44,7 +44,7 @@ class Pruned(Wrapped):
         if frozen:
             live = [prune.kernel for prune in pruned if prune.kernel.trainable]
             toolkit.Drive((live or self.trainable_variables)[-1], frozen)
-        by_path = zip(pruned, (found[index].path for index, _ in self._recipe["kernels"]), strict=True)
+        by_path = zip(pruned, (found[index].path for index, _ in self.recipe["kernels"]), strict=True)
         vars(self)["_pruned"] = {path: [prune for prune, _ in group]
                                 for path, group in itertools.groupby(by_path, lambda pair: pair[1])}
 
