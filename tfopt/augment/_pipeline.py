@@ -24,10 +24,12 @@ class Pipeline(keras.layers.Layer):
         view = f(seed, epoch, index, image)
 
     Every random number is a hash (Threefry) of the pipeline's seed, an epoch number and the example's index: no state,
-    so a view does not depend on batch size, order, parallelism or process. Four ways to use it:
+    so a view does not depend on batch size, order, parallelism or process: bit for bit with batches of one size on one
+    kind of CPU; XLA compiles each size by itself, and on some CPUs its sums then round a few of a million pixels to the
+    next gray level. Four ways to use it:
 
     - `pipeline.apply(images, labels=None, *, epoch, index)`: you name epoch and index. This is the replay contract:
-      the same seed, epoch and index give the same bits.
+      the same seed, epoch and index give the same view.
     - `dataset.enumerate().batch(64).map(pipeline.map)`: elements `(index, element)`; the epoch is how often this data
       set has yielded that index before (0, 1, 2 ...), so pass k equals `apply(..., epoch=k, index=index)`.
     - `dataset.batch(64).map(pipeline.map)`: without an index, the image itself is the index (a hash of its pixels).
