@@ -175,6 +175,19 @@ def test_four_bits_are_in_the_file():
     assert lite.size < quantize.convert(network(), "int8", calibration=photos()).size - 1500      # 1,800 of 3,700 bytes
 
 
+def test_a_channel_without_weights_keeps_its_bias_in_four_bits():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((20,)), layers.Dense(8), layers.Dense(8, "relu")])
+    for layer in model.layers:
+        kernel, bias = layer.get_weights()
+        kernel[:, 2], kernel[:, 5] = 0, 1e-12
+        layer.set_weights([kernel, bias + 0.7])
+    x = np.random.default_rng(0).normal(size=(64, 20)).astype("float32")
+    for way in ("auto", "nearest"):
+        found = quantize.convert(model, "int4", calibration=x, rounding=way).predict(x)
+        np.testing.assert_allclose(found[:, [2, 5]], 0.7, atol=0.02)
+
+
 def test_equalization_is_exact_and_pays():
     model, x = network(spread=2.0), photos(96)
     other = _equalize.equalized(model)

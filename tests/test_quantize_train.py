@@ -293,6 +293,110 @@ def test_untrained_norms_do_not_make_training_explode():
     assert moved < 2
 
 
+# Four bits
+
+
+def integers(aware):
+    """{layer: kernel in units of its scale} of what a wrapped model computes with, (output channels, weights)."""
+    found = {}
+    for name, layer in aware.rounded().items():
+        rounded = layer.kernels()[1]
+        if layer.bits == 4:
+            scale = np.asarray(layer._max_var) / 7
+            found[name] = np.moveaxis(rounded / scale, -1, 0).reshape(rounded.shape[-1], -1)
+    return found
+
+
+def scattered(model, seed=0):
+    """Gives every BatchNormalization factors of both signs and statistics of its own."""
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([random.normal(size=w.shape) if number < 3 else random.uniform(0.5, 2, w.shape)
+                               for number, w in enumerate(layer.get_weights())])
+    return model
+
+
+def test_four_bits_of_the_file_are_those_of_the_model():
+    x, y = images()
+    model = scattered(classifier())
+    aware = quantize.calibrate(quantize.wrap(model, bits=4), x)
+    loss = fit(aware, x, y, epochs=3)
+    assert loss[-1] < loss[0]
+    lite = quantize.convert(aware, calibration=x)
+    expected, gammas = integers(aware), aware.layers[3].gamma.numpy()
+    stored = {kind + str(values.shape[-1]): values for kind, *_, values in file.kernels(lite.parsed)}
+    assert {kind: values.shape for kind, values in stored.items()} == {
+        "CONV_2D3": (6, 3, 3, 3), "DEPTHWISE_CONV_2D6": (1, 3, 3, 6), "CONV_2D6": (8, 1, 1, 6),
+        "FULLY_CONNECTED8": (4, 8)}
+    assert set(expected) == {"first", "wide", "classes"}
+    pairs = {"first": stored["CONV_2D3"] * np.sign(gammas)[:, None, None, None], "wide": stored["CONV_2D6"],
+             "classes": stored["FULLY_CONNECTED8"]}
+    for name, kernel in pairs.items():
+        np.testing.assert_allclose(kernel.reshape(len(kernel), -1), expected[name], atol=1e-3)
+        assert np.abs(kernel).max() == 7
+    assert np.abs(stored["DEPTHWISE_CONV_2D6"]).max() == 127
+    weights = lite.ops[lite.ops["macs"] > 0].set_index("op")["weights"]
+    assert weights["DEPTHWISE_CONV_2D"] == "int8"
+    assert set(weights.drop("DEPTHWISE_CONV_2D")) == {"int4"}
+    report = lite.report
+    assert (report["mode"], report["integer_ops"]) == ("int4", 1)
+    assert report["max_difference"] < 0.02
+    assert report["float_model"] == "the model passed to quantize.wrap"
+
+
+def test_plan_says_which_kernels_have_four_bits():
+    inputs = keras.Input((10, 10, 3))
+    x = layers.SeparableConv2D(4, 3, name="both")(layers.DepthwiseConv2D(3, name="deep")(inputs))
+    x = layers.Reshape((-1, 3))(layers.Conv2DTranspose(3, 3, name="up")(x))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(layers.Conv1D(4, 3, name="row")(x)))
+    plan = quantize.plan(model, bits=4).set_index("layer")
+    assert set(plan["status"]) == {"selected"}
+    assert plan["why"][["both", "deep", "up", "row", "out"]].tolist() == [
+        "depthwise kernel in 8 bits, the other in 4", "kernel in 8 bits: LiteRT takes none of 4 here",
+        "kernel in 8 bits: LiteRT takes none of 4 here", "kernel in 4 bits", "kernel in 4 bits"]
+    aware = quantize.wrap(model, bits=4)
+    assert aware.plan.equals(quantize.plan(model, bits=4))
+    assert {name: layer.bits for name, layer in aware.rounded().items()} == {
+        "deep": 8, "both_depthwise": 8, "both": 4, "up": 8, "row": 4, "out": 4}
+    assert set(quantize.plan(model)["why"]) == {""}
+    with pytest.raises(ValueError, match="finds no kernel that can have 4 bits"):
+        quantize.wrap(model, bits=4, where=["deep"])
+    with pytest.raises(ValueError, match=r"converted as it was trained.*trained_for='int4'"):
+        quantize.convert(aware, "int8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [picture_net, sequence_net, vector_net])
+def test_files_in_four_bits_compute_what_the_model_computes(build):
+    keras.utils.set_random_seed(0)
+    model = build()
+    x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32")
+    aware = quantize.calibrate(quantize.wrap(model, bits=4), x)
+    lite = quantize.convert(aware, calibration=x)
+    assert (lite.report["integer_ops"], lite.report["integer_macs"]) == (1, 1)
+    assert "int4" in set(lite.ops["weights"])
+    assert lite.report["max_difference"] < 0.06 * np.abs(model.predict(x, verbose=0)).max()
+
+
+def test_zeros_and_shared_values_in_four_bits_saved_and_loaded(tmp_path):
+    x, y = images()
+    trained = quantize.calibrate(quantize.wrap(sparse_and_shared(classifier()), bits=4, preserve="both"), x)
+    fit(trained, x, y)
+    trained.save(tmp_path / "aware.keras")
+    aware = keras.models.load_model(tmp_path / "aware.keras")
+    np.testing.assert_array_equal(aware.predict(x, verbose=0), trained.predict(x, verbose=0))
+    before = {name: layer.kernels()[0] for name, layer in aware.rounded().items() if layer.bits == 4}
+    lite = quantize.convert(aware, calibration=x)
+    assert lite.report["sparsity"] > 0.4
+    assert lite.report["clusters"] <= 7
+    assert lite.report["mode"] == "int4"
+    stored = [values for kind, *_, values in file.kernels(lite.parsed) if kind != "DEPTHWISE_CONV_2D"]
+    for kernel, values in zip(before.values(), stored, strict=True):
+        rows = np.moveaxis(kernel, -1, 0).reshape(values.shape)
+        assert (values[rows == 0] == 0).all()
+
+
 # Zeros and shared values
 
 
@@ -503,7 +607,7 @@ def test_refusals():
         quantize.wrap(model, preserve="sparsity")
     with pytest.raises(ValueError, match=r"needs a model that came from quantize\.wrap"):
         quantize.calibrate(model, images(4)[0])
-    with pytest.raises(ValueError, match="was trained for int8"):
+    with pytest.raises(ValueError, match=r"converted as it was trained.*trained_for='int8'"):
         quantize.convert(quantize.wrap(model), "float16")
     pruned = prune.wrap(model, 0.5)
     for caller in (quantize.convert, quantize.wrap):

@@ -180,7 +180,7 @@ def calls(directory):
         "quantize.diagnose": {"model": network(), "lite": lite(), "data": x, "threshold_db": 20.0},
         "quantize.load": {"path": str(lite().save(str(pathlib.Path(directory, "model.tflite"))) or
                                       pathlib.Path(directory, "model.tflite"))},
-        "quantize.plan": {"model": network(), "where": None},
+        "quantize.plan": {"model": network(), "bits": 4, "where": None},
         "quantize.wrap": {"model": network(), "bits": 8, "preserve": None, "where": None},
         "regularizers.DropPath": {"rate": 0.1, "seed": 0},
         "regularizers.GroupLasso": {"strength": 1e-4, "axis": -1}, "regularizers.Hoyer": {"strength": 1e-4},

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_ALIKE = 0.98                                              # median cosine of the channels of one kernel, float and int8
+_ALIKE, _ALIKE_FOUR = 0.98, 0.9    # median cosine of the channels of one kernel, float and int8, float and int4
 
 
 def find(kernel, entries):
@@ -28,16 +28,17 @@ def find(kernel, entries):
 def pair(kernel, entries):
     """The same entry, and both kernels as (output channels, weights of each): (entry, stored, own), or None."""
     kernel = np.asarray(kernel)
-    best, found = _ALIKE, None
+    best, found = 0.0, None
     for entry in entries:
         stored = channels(*entry[::3])
+        least = _ALIKE_FOUR if stored.dtype == np.int8 and np.abs(stored).max() <= 8 else _ALIKE
         for rows in _layouts(kernel):
             if rows.shape == stored.shape:
                 a, b = rows.astype("float64"), stored.astype("float64")
                 product = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
                 cosine = (a * b).sum(axis=1)[product > 0] / product[product > 0]
                 alike = float(np.median(np.abs(cosine))) if len(cosine) else 0.
-                if alike > best:
+                if alike > max(best, least):
                     best, found = alike, (entry, stored, rows)
     return found
 

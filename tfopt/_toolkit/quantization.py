@@ -48,10 +48,11 @@ class KernelQuantizer(quantizers.LastValueQuantizer):
         "tensor" for one in all, "transposed" for one in all of a Conv2DTranspose.
       zeros: keep the zeros.
       centroids: shape of the table of shared values, (n,) or (channels, n), or None.
+      bits: 8 (integers -127..127) or 4 (-7..7).
     """
 
-    def __init__(self, layout, zeros=False, centroids=None):
-        super().__init__(num_bits=8, per_axis=layout in ("channels", "depthwise"), symmetric=True, narrow_range=True)
+    def __init__(self, layout, zeros=False, centroids=None, bits=8):
+        super().__init__(num_bits=bits, per_axis=layout in ("channels", "depthwise"), symmetric=True, narrow_range=True)
         self.layout, self.zeros, self.centroids = layout, zeros, centroids
 
     def variables(self, shape):

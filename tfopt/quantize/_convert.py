@@ -28,13 +28,13 @@ _WORDS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layer
 
 
 @checked(model=MODEL, mode=OneOf(*_MODES), rounding=OneOf("auto", "nearest"))
-def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None = None,
+def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | None = None,
             rounding: str = "auto") -> LiteModel:
     """LiteRT (TFLite) conversion: makes a file of a model, and compares its outputs with the model's.
 
-    A model from `quantize.wrap` becomes int8 with the ranges it learned. Any other built model is quantized after
-    training: integers are `q = round(x / scale) + zero`, with the scales of the weights taken from the weights and
-    those of the activations from the calibration data.
+    A model from `quantize.wrap` becomes int8 or int4, as it was trained, with the ranges it learned. Any other built
+    model is quantized after training: integers are `q = round(x / scale) + zero`, with the scales of the weights taken
+    from the weights and those of the activations from the calibration data.
 
         mode        weights   arithmetic   needs calibration   size
         "float32"   float32   float32      no                  1
@@ -56,7 +56,7 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None 
 
     Args:
       model: built Keras 3 model; it is only read. A subclassed model needs `calibration` to show its inputs.
-      mode: one of the six above.
+      mode: one of the six above; None for "int8", or for that which `quantize.wrap` has trained the model for.
       calibration: typical inputs, 100 or more: array, dict or list of arrays, or a tf.data.Dataset of batches. The
         first 256 samples are used, for the ranges and for the check. Sizes that the model leaves open are theirs. If
         None, the check uses 8 samples of normal noise (zeros for integer inputs).
@@ -71,7 +71,7 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None 
 
     Raises:
       ValueError: an unknown mode; int8 or int16x8 without calibration; inputs of unknown size; an operation that
-        LiteRT does not have, such as a vocabulary; a model of `quantize.wrap` in another mode than int8.
+        LiteRT does not have, such as a vocabulary; a model of `quantize.wrap` in another mode than its own.
 
     Example:
       >>> import keras, numpy as np
@@ -90,6 +90,7 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None 
     """
     start = time.perf_counter()
     trained = isinstance(model, Quantized)
+    mode = mode or (model.mode if trained else "int8")
     _require_convertible(model, mode, calibration, trained)
     structure, samples = _inputs(model, calibration)
     source = in_float32(model)
@@ -120,8 +121,9 @@ def convert(model: keras.Model, mode: str = "int8", *, calibration: Data | None 
 def _require_convertible(model, mode, calibration, trained):
     _models.require_model(model, "quantize.convert")
     require_stripped(model)
-    require(mode == "int8" or not trained, "a model from quantize.wrap was trained for int8",
-            mode=mode, do="Convert it in mode int8, or convert the model it was made of.")
+    require(not trained or mode == model.mode, "a model from quantize.wrap is converted as it was trained",
+            mode=mode, trained_for=model.mode if trained else None,
+            do="Leave `mode` out, or convert the model it was made of.")
     require(mode not in _CALIBRATED or trained or calibration is not None,
             f"{mode} needs calibration data: it cannot guess the ranges of the activations",
             calibration=None, do="Pass some hundred typical inputs, or train the model with quantize.wrap.")

@@ -15,6 +15,10 @@ layers = keras.layers
 
 _KERNELS = {"Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D",
             "SeparableConv2D"}
+_FOUR_BITS = {**dict.fromkeys(("Conv1D", "Conv2D", "Dense"), "kernel in 4 bits"),
+              **dict.fromkeys(("Conv2DTranspose", "DepthwiseConv1D", "DepthwiseConv2D"),
+                              "kernel in 8 bits: LiteRT takes none of 4 here"),
+              **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), "depthwise kernel in 8 bits, the other in 4")}
 _FOLDS = {"Conv1D", "Conv2D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"}
 _PASSES = {"ActivityRegularization", "AlphaDropout", "AveragePooling1D", "AveragePooling2D", "Cropping1D", "Cropping2D",
            "Dropout", "ExpandDims", "Flatten", "GaussianDropout", "GaussianNoise", "GetItem", "GlobalMaxPooling1D",
@@ -83,14 +87,15 @@ class Graph:
       model: built graph model; it is only read.
       chosen: paths of the layers to quantize, or None for all that can be. The BatchNormalization and the ReLU that
         LiteRT runs as one with a chosen layer go with it.
+      bits: 8 or 4, of the kernels that can have four.
 
     Attributes:
       uses: list of `Use`.
       inputs, outputs: the model's own, as flat lists of `Value`.
     """
 
-    def __init__(self, model, chosen=None):
-        self.model, self.chosen, self.uses = model, chosen, []
+    def __init__(self, model, chosen=None, bits=8):
+        self.model, self.chosen, self.bits, self.uses = model, chosen, bits, []
         graph = graph_of(model)
         self.inputs = [Value(x, masked=mask_of(x) is not None) for x in graph.inputs]
         self.outputs = self._walk(graph, self.inputs, "", graph.outputs)
@@ -174,7 +179,8 @@ class Graph:
             return "norm", "as a depthwise convolution and a frozen BatchNormalization"
         if name == "Rescaling":
             return "scale", "as a multiplication and an addition"
-        return _kind(op, name), "" if _kind(op, name) != "output" else _OUTPUT
+        kind = _kind(op, name)
+        return kind, _OUTPUT if kind == "output" else _FOUR_BITS.get(name, "") if self.bits == 4 else ""
 
     def _able_norm(self, use):
         maker = self.maker_of(use)

@@ -1,4 +1,4 @@
-"""The layers of a model that trains in eight bits: ranges of activations, and layers whose kernel is rounded."""
+"""The layers of a model that trains in few bits: ranges of activations, and layers whose kernel is rounded."""
 
 import contextlib
 import contextvars
@@ -63,18 +63,19 @@ class Range(ConfigFromArguments, keras.layers.Layer):
 
 
 class RoundedKernel:
-    """Mixin before a Keras layer: its kernel is rounded to eight bits at each call, with gradients straight through.
+    """Mixin before a Keras layer: its kernel is rounded at each call, with gradients straight through.
 
     Args:
+      bits: 8 or 4.
       zeros, centroids: what of the kernel is preserved, see `KernelQuantizer`.
     """
 
     layout = "tensor"
 
-    def __init__(self, *args, zeros=False, centroids=None, **kwargs):
+    def __init__(self, *args, bits=8, zeros=False, centroids=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.zeros, self.centroids = zeros, centroids
-        self._quantizer = KernelQuantizer(self.layout, zeros, centroids)
+        self.bits, self.zeros, self.centroids = bits, zeros, centroids
+        self._quantizer = KernelQuantizer(self.layout, zeros, centroids, bits)
 
     def build(self, shape):
         super().build(shape)
@@ -117,17 +118,17 @@ class RoundedKernel:
         keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self):
-        return {**super().get_config(), "zeros": self.zeros, "centroids": self.centroids}
+        return {**super().get_config(), "bits": self.bits, "zeros": self.zeros, "centroids": self.centroids}
 
 
 @serializable
 class QuantizedDense(RoundedKernel, keras.layers.Dense):
-    """keras.layers.Dense with a kernel of eight bits, one scale for all of it."""
+    """keras.layers.Dense with a kernel of eight or four bits, one scale for all of it."""
 
 
 @serializable
 class QuantizedConv2D(RoundedKernel, keras.layers.Conv2D):
-    """keras.layers.Conv2D with a kernel of eight bits, one scale an output channel."""
+    """keras.layers.Conv2D with a kernel of eight or four bits, one scale an output channel."""
 
     layout = "channels"
 
@@ -148,3 +149,4 @@ class QuantizedDepthwiseConv2D(RoundedKernel, keras.layers.DepthwiseConv2D):
 
 ROUNDED = {"Conv2D": QuantizedConv2D, "Conv2DTranspose": QuantizedConv2DTranspose, "Dense": QuantizedDense,
            "DepthwiseConv2D": QuantizedDepthwiseConv2D}
+FOUR_BITS = ("Conv2D", "Dense")                            # the classes whose kernels LiteRT takes in four bits

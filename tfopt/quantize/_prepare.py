@@ -5,7 +5,7 @@ import numpy as np
 from .. import _models
 from .._keras import fresh_inputs, fresh_operation, graph_of, keras
 from ._graph import ACTIVATIONS, Value, called, free
-from ._layers import ROUNDED, Range, RoundedKernel
+from ._layers import FOUR_BITS, ROUNDED, Range, RoundedKernel
 
 layers = keras.layers
 _values = keras.ops.convert_to_numpy
@@ -119,10 +119,12 @@ class Prepared:
     def rounded(self, use, part, kind, config, weights):
         """The same for a layer of class `kind` whose kernel, the first of `weights`, is rounded."""
         trains = use.op.trainable and config.get("trainable", True)
+        bits = self.graph.bits if kind in FOUR_BITS else 8
 
         def make(name):
             kept = preserved(_values(weights[0]), self.preserve if trains else None)
-            layer = ROUNDED[kind].from_config({**config, **kept, "name": name, "dtype": "float32"})
+            layer = ROUNDED[kind].from_config(
+                {**config, **kept, "bits": bits, "name": name, "dtype": "float32"})
             layer.trainable = trains
             return layer
 

@@ -113,7 +113,7 @@ class _Layer:
         done = "shared values kept"
         if self.bits == 4 or np.unique(self.kernel).size > _SHARED or self.kernel.size <= 2 * _SHARED:
             h = self._covariance(_PATCHES[self.kind](self.op, self.kernel.shape, flat, _POSITIONS), rows)
-            scale = scale if self.bits == 8 else _four_bit_scales(rows, h)
+            scale = scale if self.bits == 8 else np.maximum(_four_bit_scales(rows, h), self._least_scale())
             integers = _chosen(rows / scale[:, None], h, rows == 0, _HIGHEST[self.bits], self.compensate)
             self._write(back(integers), scale)
             done = f"rounded to {self.bits} bits"
@@ -126,12 +126,18 @@ class _Layer:
             file.set_constant(self.model, self.op.inputs[1], integers.astype("int8"))
             return
         file.set_four_bits(self.model, self.op.inputs[1], integers.astype("int8"), scale)
-        bias = file.tensor(self.model, self.op.inputs[2]) if self._has_bias() else None
-        if bias is not None and bias.type != file.FLOAT32:
-            file.set_scale(bias, scale * self._step())
+        if self._has_integer_bias():
+            file.set_scale(file.tensor(self.model, self.op.inputs[2]), scale * self._step())
+
+    def _has_integer_bias(self):
+        return self._has_bias() and file.tensor(self.model, self.op.inputs[2]).type != file.FLOAT32
 
     def _has_bias(self):
         return self.bias is not None and len(self.op.inputs) > 2 and self.op.inputs[2] >= 0
+
+    def _least_scale(self):
+        """Of each row: with less, as where all weights are zero, the bias in integers would be too large."""
+        return 2 * np.abs(self.bias) / (_LARGEST * self._step()) if self._has_integer_bias() else 0.0
 
     def _step(self):
         return file.tensor(self.model, self.op.inputs[0]).quantization.scale[0]
@@ -163,13 +169,12 @@ class _Layer:
         before, after = (_means(self.kind, self.op, self.kernel.shape, values, len(rows)) for values in (x_float, x))
         correction = (rows * before).sum(1) - (rounded * after).sum(1) if self.compensate else 0.0
         wanted = self.bias + correction
-        tensor = file.tensor(self.model, self.op.inputs[2])
-        if tensor.type == file.FLOAT32:
+        if not self._has_integer_bias():
             file.set_constant(self.model, self.op.inputs[2], wanted.astype("float32"))
             return True
         steps = scale * self._step()
         old, new = file.constant(self.model, self.op.inputs[2]), np.round(wanted / steps)
-        new = np.where(np.abs(new) < _LARGEST, new, old)   # a channel without weights has no room in its bias
+        new = np.where(np.abs(new) < _LARGEST, new, old)   # in 8 bits a channel without weights has no room in its bias
         file.set_constant(self.model, self.op.inputs[2], new.astype(old.dtype))
         return True
 

@@ -19,7 +19,7 @@ from ._prepare import Prepared
 
 @serializable
 class Quantized(Functional):
-    """A model that rounds its kernels and activations to eight bits while it trains. Made by `wrap`; for `convert`.
+    """A model that rounds its kernels and activations while it trains. Made by `wrap`; for `convert`.
 
     Args:
       rows: of its `plan`.
@@ -43,6 +43,11 @@ class Quantized(Functional):
         """{name: layer} of the layers whose kernel is rounded."""
         return {layer.name: layer for layer in self.layers if isinstance(layer, RoundedKernel)}
 
+    @property
+    def mode(self):
+        """The mode of `quantize.convert` that it was made for."""
+        return f"int{min((layer.bits for layer in self.rounded().values()), default=8)}"
+
     def save(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
         """As keras.Model.save, in the .keras format: Keras does not find the class again in what it writes as .h5."""
         require(not str(filepath).endswith((".h5", ".hdf5")),
@@ -54,11 +59,13 @@ class Quantized(Functional):
         return {**super().get_config(), "rows": [dict(row) for row in self.rows]}
 
 
-@checked(model=MODEL, bits=OneOf(8), preserve=OneOf("sparsity", "clusters", "both"), where=WHERE)
+@checked(model=MODEL, bits=OneOf(8, 4), preserve=OneOf("sparsity", "clusters", "both"), where=WHERE)
 def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: Where = None) -> Quantized:
-    """Quantization-aware training (QAT): a copy of the model that rounds to eight bits as LiteRT will.
+    """Quantization-aware training (QAT): a copy of the model that rounds to eight or four bits as LiteRT will.
 
-        x -> scale * round(x / scale),   scale = range / 255 for activations, max|w| / 127 for kernels
+        x -> scale * round(x / scale)
+
+    with scale = range / 255 for activations, max|w| / 127 for kernels of 8 bits, max|w| / 7 for kernels of 4 bits.
 
     Gradients go straight through the rounding. This is the TF Model Optimization toolkit's 8-bit scheme, with its
     quantizers: kernels by output channel, activations by tensor, with moving averages of their ranges (decay 0.999,
@@ -68,7 +75,8 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     Args:
       model: built Functional or Sequential Keras 3 model; it is only read. Layers in mixed_float16 or mixed_bfloat16
         are copied in float32, with a warning.
-      bits: of kernels and activations; 8 is what there is.
+      bits: of the kernels, 8 or 4. With 4, those of convolutions and dense layers have four bits; those of depthwise
+        and transposed convolutions, and all activations, have eight.
       preserve: None; "sparsity" (the zeros of a pruned model stay: PQAT), "clusters" (the shared values of a clustered
         model stay shared: CQAT), or "both" (PCQAT).
       where: None for every layer that can be quantized, layer names or paths (`outer/inner`), or `layer -> bool`. The
@@ -76,10 +84,11 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
 
     Returns:
       keras.Model, not compiled, with the same inputs and outputs, and `plan`. Its nested models are opened. Saved and
-      loaded like any other after `from tfopt import quantize`. `quantize.convert` makes the int8 file.
+      loaded like any other after `from tfopt import quantize`. `quantize.convert` makes the int8 or int4 file.
 
     Raises:
-      ValueError: the model is not as above; `where` chooses nothing; there is nothing to preserve; the copy, before
+      ValueError: the model is not as above; `where` chooses nothing; there is nothing to preserve, or no kernel to
+        have in 4 bits; the copy, before
         rounding, computes something else than the model.
       TypeError: not a Keras 3 model.
 
@@ -97,7 +106,7 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     Reference:
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
-    graph, own = _graph(model, where, "quantize.wrap"), _models.own_methods(model)
+    graph, own = _graph(model, where, "quantize.wrap", bits), _models.own_methods(model)
     require(not own, "what a class of your own does would be lost", model=_models.describe(model), methods=own,
             do="Wrap keras.Model(model.inputs, model.outputs), and train the result with a train_step of its own.")
     require(any(use.kind not in ("float", "pass") for use in graph.uses), "finds no layer that it can quantize",
@@ -113,6 +122,7 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     require(preserve is None or any(layer.preserves for layer in new.rounded().values()),
             f'finds nothing to preserve with preserve="{preserve}"', model=model.name,
             do="Prune or cluster the model and strip it before; or leave `preserve` out.")
+    require(new.mode == f"int{bits}", "finds no kernel that can have 4 bits", model=model.name, do="Use bits=8.")
     if not model.trainable:
         new.trainable = False
     with unrounded():
@@ -121,12 +131,13 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     return new
 
 
-@checked(model=MODEL, where=WHERE)
-def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
+@checked(model=MODEL, bits=OneOf(8, 4), where=WHERE)
+def plan(model: keras.Model, *, bits: int = 8, where: Where = None) -> pd.DataFrame:
     """Quantization plan: what `wrap` would do with each layer, read from the graph without building anything.
 
     Args:
       model: as for `wrap`.
+      bits: as for `wrap`; with 4, `why` says which kernels have four bits.
       where: as for `wrap`.
 
     Returns:
@@ -142,7 +153,7 @@ def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
       >>> quantize.plan(model)[["layer", "status"]].values.tolist()
       [['rnn', 'skipped'], ['out', 'selected']]
     """
-    return _models.table(_graph(model, where, "quantize.plan").table())
+    return _models.table(_graph(model, where, "quantize.plan", bits).table())
 
 
 @checked(model=MODEL)
@@ -201,7 +212,7 @@ def _extremes(model, inputs, samples):
     return {layer: (np.min(values), np.max(values)) for layer, values in seen.items()}
 
 
-def _graph(model, where, caller):
+def _graph(model, where, caller, bits):
     require_stripped(model)
     require(not isinstance(model, Quantized), "needs a plain model", model=type(model).__name__,
             do="It came from quantize.wrap already: train it, and convert it with quantize.convert.")
@@ -212,7 +223,7 @@ def _graph(model, where, caller):
         able = {id(layer) for path, layer in _models.layers(model).items() if path in able_paths}
         chosen = set(_models.select(model, where, caller, able=lambda layer: id(layer) in able,
                                     what="layer that can be quantized"))
-    return Graph(model, chosen)
+    return Graph(model, chosen, bits)
 
 
 def require_stripped(model):
