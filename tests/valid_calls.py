@@ -19,8 +19,8 @@ import tfopt
 from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, schedules
 
 # What functions return and users hold, and the base of one's own operations: nobody calls these with arguments.
-NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.Row",
-              "report.Table", "schedules.Finding"}
+NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.Robustness",
+              "report.Row", "report.Table", "schedules.Finding"}
 
 
 def public():
@@ -194,6 +194,9 @@ def calls(directory):
         "report.curves": {"history": {"loss": [2.0, 1.0]}},
         "report.measure": {"model": network(), "data": (x, y), "name": "it", "runs": 1,
                            "measures": ("f1_macro",)},
+        "report.robustness": {"models": [pictures()], "data": (images, np.arange(4) % 3), "severities": [1],
+                              "corruptions": ["noise"], "output": None, "value_range": (0, 255), "seed": 0,
+                              "verbose": 0},
         "schedules.Constant": {"learning_rate": 0.1}, "schedules.Cyclic": {"low": 0.01, "high": 0.1, "every": 5},
         "schedules.InverseSqrt": {"peak": 0.1, "warmup": 5},
         "schedules.Join": {"schedules": [linear, linear], "boundaries": [5]},

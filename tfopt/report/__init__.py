@@ -2,9 +2,10 @@
 
 from ._figures import curves
 from ._measure import compare, measure
+from ._robustness import Robustness, robustness
 from ._table import Row, Table
 
-__all__ = ["Row", "Table", "compare", "curves", "measure"]
+__all__ = ["Robustness", "Row", "Table", "compare", "curves", "measure", "robustness"]
 
 
 def __dir__() -> list[str]:

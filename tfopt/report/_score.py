@@ -38,20 +38,32 @@ def fitted(outputs, labels, name):
 
 
 def score(outputs, labels, name, logits=None):
-    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples.
+    """{accuracy or mae, low, high, examples} of float32 `outputs`, first axis: examples; see `per_example`."""
+    measure, values = per_example(outputs, labels, name, logits)
+    mean, examples = float(values.mean()), len(values)
+    if measure == "mae":
+        reach = Z * values.std() / math.sqrt(examples)
+        low, high = float(max(0, mean - reach)), float(mean + reach)
+    else:
+        low, high = wilson(mean * examples, examples)
+    return {measure: mean, "low": low, "high": high, "examples": examples}
+
+
+def per_example(outputs, labels, name, logits=None):
+    """("accuracy" or "mae", [examples]): the share of right predictions, or the mean absolute error, of each example.
 
     `logits` says of a binary output whether it is a logit or a probability; None: its range decides.
     """
     outputs, labels = fitted(outputs, labels, name)
-    classes = outputs.shape[-1]
-    hits = _hits(outputs, labels, classes, name, logits)
+    hits = _hits(outputs, labels, outputs.shape[-1], name, logits)
     if hits is None:
-        errors = np.abs(outputs - labels).reshape(len(labels), -1).mean(axis=1)
-        mean, reach = errors.mean(), Z * errors.std() / math.sqrt(len(errors))
-        return dict(mae=float(mean), low=float(max(0, mean - reach)), high=float(mean + reach), examples=len(errors))
-    share = float(hits.reshape(len(hits), -1).mean(axis=1).mean())    # positions of one example are no separate ones
-    low, high = wilson(share * len(hits), len(hits))
-    return dict(accuracy=share, low=low, high=high, examples=len(hits))
+        return "mae", np.abs(outputs - labels).reshape(len(labels), -1).mean(axis=1)
+    return "accuracy", hits.reshape(len(hits), -1).mean(axis=1)       # positions of one example are no separate ones
+
+
+def are_logits(outputs):
+    """By its range: is a binary output a logit, not a probability."""
+    return bool(outputs.min() < 0 or outputs.max() > 1)
 
 
 def _hits(outputs, labels, classes, name, logits):
@@ -59,7 +71,7 @@ def _hits(outputs, labels, classes, name, logits):
     binary = np.isin(labels, (0, 1)).all()
     if classes == 1 or (labels.shape[-1] == classes and binary and not _shares(labels)):
         if logits is None:
-            logits = outputs.min() < 0 or outputs.max() > 1
+            logits = are_logits(outputs)
         middle = 0. if logits else 0.5
         return ((outputs > middle) == labels).all(axis=-1) if binary else None
     if labels.shape[-1] == 1:

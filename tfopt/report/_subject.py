@@ -98,9 +98,9 @@ class Subject:
 
     @contextlib.contextmanager
     def unchanged(self):
-        """Puts back what running a model may move: random states and the memory of stateful layers."""
-        weights = {id(w) for w in self.model.weights}
-        states = [(v, np.asarray(v).copy()) for v in self.model.variables if id(v) not in weights]
+        """Puts back what running a model may move: random states, the memory of stateful layers, counters."""
+        trained = {id(w) for w in self.model.trainable_weights}
+        states = [(v, np.asarray(v).copy()) for v in self.model.variables if id(v) not in trained]
         try:
             yield
         finally:
