@@ -19,8 +19,8 @@ import tfopt
 from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, schedules
 
 # What functions return and users hold, and the base of one's own operations: nobody calls these with arguments.
-NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.Robustness",
-              "report.Row", "report.Table", "schedules.Finding"}
+NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor",
+              "report.Explanation", "report.Robustness", "report.Row", "report.Table", "schedules.Finding"}
 
 
 def public():
@@ -192,6 +192,8 @@ def calls(directory):
         "report.compare": {"models": [network(), network(1)], "data": (x, y), "title": "", "runs": 1,
                            "measures": ("f1_macro",)},
         "report.curves": {"history": {"loss": [2.0, 1.0]}},
+        "report.explain": {"models": [pictures()], "x": images, "method": "occlusion", "target": 1, "output": None,
+                           "layer": None, "baseline": 0.0, "window": 4, "verbose": 0},
         "report.measure": {"model": network(), "data": (x, y), "name": "it", "runs": 1,
                            "measures": ("f1_macro",)},
         "report.robustness": {"models": [pictures()], "data": (images, np.arange(4) % 3), "severities": [1],

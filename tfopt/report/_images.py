@@ -2,8 +2,6 @@
 
 import contextlib
 
-import numpy as np
-
 from .._check import require
 from ._measure import _subject
 from ._quality import by_output
@@ -46,10 +44,10 @@ def names_of(subjects):
 
 
 def one_output(values, names, output):
-    """The array of the output that is meant, of what a model (or y) holds for all of them."""
+    """The output that is meant, of what a model (or y) holds for all of them."""
     found = by_output(values, names)
     if output is None:
         require(len(found) == 1, "`output` must say which output is meant", output=output, outputs=list(found))
-        return np.asarray(next(iter(found.values())))
+        return next(iter(found.values()))
     require(output in found, "`output` must name one of the outputs", output=output, outputs=list(found))
-    return np.asarray(found[output])
+    return found[output]

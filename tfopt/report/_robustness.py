@@ -202,7 +202,7 @@ def robustness(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | 
     means, logits, shown = {}, {}, {}
     total = {name: np.zeros(len(images)) for name in models}
     with running(models, images[:1].reshape(1, *data.x.shape[1:])) as subjects:
-        y = one_output(data.y, names_of(subjects), output)
+        y = np.asarray(one_output(data.y, names_of(subjects), output))
         for done, cell in enumerate(cells, 1):
             views, labels = _corrupted(images, y, cell, value_range, seed)
             shown[cell] = np.clip((views[0].astype("float32") - low) / (high - low), 0, 1)
@@ -242,7 +242,7 @@ def _outputs(subjects, x, output):
     for start in range(0, len(x), BATCH):
         for name, subject in subjects.items():
             values = one_output(subject.predict(x[start:start + BATCH]), subject.output_names or names, output)
-            found[name].append(values.astype("float32"))
+            found[name].append(np.asarray(values, "float32"))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
