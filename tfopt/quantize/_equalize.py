@@ -36,11 +36,11 @@ def equalized(model):
 
     It is worth it where the factors of a pair's channels differ by more than a factor of 16.
     """
-    copy = _models.copy(model)
-    pairs = _pairs(copy)
-    spread = max((np.ptp(np.log(_factors(pair))) for pair in pairs), default=0.0)
+    spread = max((np.ptp(np.log(_factors(pair))) for pair in _pairs(model)), default=0.0)
     if spread < math.log(_WORTH):
         return None
+    copy = _models.copy(model)
+    pairs = _pairs(copy)
     for _ in range(_SWEEPS):
         factors = [_apply(pair) for pair in pairs]
         if max(np.abs(np.log(found)).max() for found in factors) < 0.01:
@@ -85,7 +85,8 @@ def _followed(first, outputs, readers, counts, ends):
 
 
 def _has_kernel(op):
-    return type(op) in _KERNELS and getattr(op, "groups", 1) == 1 and _homogeneous(op.activation) and (
+    return type(op) in _KERNELS and getattr(op, "groups", 1) == 1 and _homogeneous(op.activation) and not (
+        getattr(op, "lora_enabled", False) or getattr(op, "quantization_mode", None)) and (
         getattr(op, "data_format", "channels_last") == "channels_last")
 
 

@@ -11,6 +11,7 @@ from .. import _models
 from .._check import MODEL, WHERE, OneOf, checked, require
 from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from .._typing import Data, PathLike, Where
+from ._equalize import equalized
 from ._graph import Graph
 from ._layers import RoundedKernel, observing, unrounded
 from ._lite import take
@@ -66,6 +67,8 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
         x -> scale * round(x / scale)
 
     with scale = range / 255 for activations, max|w| / 127 for kernels of 8 bits, max|w| / 7 for kernels of 4 bits.
+    Channels of very different ranges are equalized first where that is exact, as in `convert`, unless `where` is given
+    or values are shared.
 
     Gradients go straight through the rounding. This is the TF Model Optimization toolkit's 8-bit scheme, with its
     quantizers: kernels by output channel, activations by tensor, with moving averages of their ranges (decay 0.999,
@@ -116,7 +119,8 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
         warnings.warn(f"quantize.wrap: {half[0]}{' and others' if half[1:] else ''} computes in 16 bits; the wrapped "
                       "model computes in float32 before it rounds.", stacklevel=3)
     with same_randomness(), _models.scope_of(model), _layers_in_float32():
-        prepared = Prepared(graph, preserve)
+        alike = equalized(model) if where is None and not half and preserve in (None, "sparsity") else None
+        prepared = Prepared(graph if alike is None else _graph(alike, None, "quantize.wrap", bits), preserve)
         new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
         prepared.fill()
     require(preserve is None or any(layer.preserves for layer in new.rounded().values()),
