@@ -179,3 +179,15 @@ def test_workers_share_the_examples_of_an_epoch():
     for mine, other in zip(*shares, strict=True):
         assert len(mine) == len(other) == 12
         assert sorted(mine + other) == list(range(24))
+
+
+def test_weights_go_with_their_examples():
+    x = np.arange(10.0)[:, None]
+    weighted = data.arrays(x, x[:, 0] > 4, 4, sample_weight=10 * x[:, 0], augment=lambda x, y: (x + 100, y), seed=3)
+    plain = data.arrays(x, x[:, 0] > 4, 4, seed=3)
+    for (views, labels, weights), (expected, same, *_) in zip(weighted, plain, strict=True):
+        np.testing.assert_array_equal(views, expected + 100)
+        np.testing.assert_array_equal(labels, same)
+        np.testing.assert_array_equal(weights, 10 * expected[:, 0])
+    with pytest.raises(ValueError, match="data.arrays: `sample_weight` needs targets"):
+        data.arrays(x, None, 4, sample_weight=x[:, 0])

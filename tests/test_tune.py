@@ -529,3 +529,36 @@ def test_the_record_is_plain_json(tmp_path):
     run(tmp_path, Quick(), max_trials=1)
     lines = (tmp_path / "record.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"]["kind"] for line in lines] == ["study", "space", "start", "end"]
+
+
+class Batches(keras.utils.PyDataset):
+    """(x, y, weights) in batches of 8."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays[0]) // 8
+
+    def __getitem__(self, i):
+        return tuple(array[8 * i:8 * i + 8] for array in self.arrays)
+
+
+@pytest.mark.parametrize("form", [lambda *arrays: arrays, Batches])
+def test_what_weighs_nothing_changes_no_score(tmp_path, form):
+    """Weights reach training and the score: rows of weight 0 may hold anything."""
+    x = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
+    weights, found = (np.arange(32) < 24).astype("float32"), []
+
+    def small(hp):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(hp.Choice("rate", [0.1, 0.01])), "mse", weighted_metrics=["mae"])
+        return model
+
+    for name, spoil in (("a", 0.0), ("b", 99.0)):
+        samples = form(x, x[:, :1] + spoil * (1 - weights[:, None]), weights)
+        search = tune.Search(small, "val_mae", algorithm="grid", max_trials=2, directory=tmp_path / name)
+        found.append(search.run(samples, samples, epochs=2, verbose=0).frame.drop(columns="seconds"))
+    assert found[0].status.tolist() == ["completed"] * 2
+    np.testing.assert_allclose(found[0].val_mae, found[1].val_mae, rtol=1e-6)

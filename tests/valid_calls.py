@@ -144,7 +144,7 @@ def calls(directory):
         "cluster.strip": {"model": cluster.wrap(network(), 2)},
         "compress.run": {"model": network(), "train": (x, y), "val": (x, y), "test": None, "max_drop": 0.005,
                          "measure": None, "stages": ("prune",), "epochs": 1, "directory": None, "seed": 0},
-        "data.arrays": {"x": x, "y": y, "batch_size": 4, "augment": None, "shuffle": True, "seed": 0},
+        "data.arrays": {"x": x, "y": y, "batch_size": 4, "sample_weight": None, "augment": None, "shuffle": True, "seed": 0},
         "data.full_batches": {"dataset": tf.data.Dataset.from_tensor_slices(x).batch(3), "batch_size": 4},
         "data.image_folder": {"directory": _images(directory), "image_size": 8, "batch_size": 2,
                               "validation_split": 0, "augment": None, "cache": None, "shuffle": True, "seed": 0,

@@ -247,8 +247,9 @@ class Stream:
             return self.source.map(lambda *element: self._arranged(element[0] if len(element) == 1 else element))
         first = _in_tuples(_trimmed(next(self.batches())))
         signature = keras.tree.map_structure(lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), first)
-        return tf.data.Dataset.from_generator(lambda: map(_in_tuples, map(_trimmed, self.batches())),
+        made = tf.data.Dataset.from_generator(lambda: map(_in_tuples, map(_trimmed, self.batches())),
                                               output_signature=signature)
+        return made.apply(tf.data.experimental.assert_cardinality(self.batches_known))
 
     def fit_arguments(self, batch_size: int | None = None) -> dict[str, Any]:
         """Keyword arguments of `fit` and `evaluate`."""

@@ -46,10 +46,7 @@ class Training:
         """tf.data.Dataset of an epoch's batches."""
         if not isinstance(self.source, _data.Arrays):
             return self.source.dataset().apply(tf.data.experimental.assert_cardinality(self.steps // self.epochs))
-        x, y, sample_weight = self.source.x, self.source.y, self.source.sample_weight
-        if sample_weight is None:
-            return data.arrays(x, y, BATCH, seed=self.seed)
-        return data.arrays((x, y, sample_weight), None, BATCH, seed=self.seed).map(lambda parts: parts)
+        return data.arrays(self.source.x, self.source.y, BATCH, sample_weight=self.source.sample_weight, seed=self.seed)
 
     def check(self, model):
         """Refuses now the data that no candidate could be trained on."""

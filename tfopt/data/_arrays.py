@@ -30,8 +30,8 @@ DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
 
 
 @checked(batch_size=BATCH_SIZE, augment=AUGMENT, shuffle=FLAG, seed=SEED)
-def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any = None, shuffle: bool = True,
-           seed: int = 0) -> Dataset:
+def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, sample_weight: typing.Any = None,
+           augment: typing.Any = None, shuffle: bool = True, seed: int = 0) -> Dataset:
     """Shuffled batches of arrays that fit in memory.
 
         epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
@@ -43,13 +43,14 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any
       x: array [n, ...] or DataFrame, or a dict, list or tuple of arrays.
       y: the same for the targets, or None.
       batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
+      sample_weight: array [n, ...] of the weights of the examples in the loss, or None.
       augment: see `image_folder`; the index of an example is its row.
       shuffle: False keeps the order of the rows.
       seed: whole number >= 0.
     Returns:
-      A tf.data.Dataset of `(x, y)`, or of `x` alone.
+      A tf.data.Dataset of `(x, y, sample_weight)`, `(x, y)`, or of `x` alone.
     Raises:
-      ValueError: there are no examples, or the arrays differ in length.
+      ValueError: there are no examples, the arrays differ in length, or there are weights without targets.
     Example:
       >>> import numpy as np
       >>> dataset = arrays(np.arange(5), None, 2)
@@ -59,16 +60,25 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, augment: typing.Any
     parts = keras.tree.flatten(x), [] if y is None else keras.tree.flatten(y)
     require(parts[0] and not any(part is None for side in parts for part in side), "`x` and `y` must hold arrays",
             x=x, y=y)
-    given = _data.read((x, y), name="x, y")
-    x, y = (tuple(part) if isinstance(part, list) else part for part in (given.x, given.y))   # tf.data stacks lists
+    require(sample_weight is None or y is not None, "`sample_weight` needs targets", y=y)
+    given = _data.read((x, y) if sample_weight is None else (x, y, sample_weight), name="x, y")
+    x, y, sample_weight = (tuple(part) if isinstance(part, list) else part             # tf.data stacks lists
+                           for part in (given.x, given.y, given.sample_weight))
     element = (x, y) if y is not None else (x,) if isinstance(x, tuple) else x
+    view = training_view(augment)
+    if sample_weight is not None:
+        element, view = (x, y, sample_weight), _beside_weights(view)
     with tf.device("CPU"):
         tensors = keras.tree.map_structure(tf.convert_to_tensor, element)
 
     def read(rows):
         return keras.tree.map_structure(lambda t: tf.gather(t, rows), tensors)
 
-    return batches(given.length, batch_size, read, view=training_view(augment), shuffle=shuffle, seed=seed)
+    return batches(given.length, batch_size, read, view=view, shuffle=shuffle, seed=seed)
+
+
+def _beside_weights(view):
+    return View(lambda element, epoch, index: (*view.of(element[:2], epoch, index), element[2]), view.replayable)
 
 
 @checked(dataset=DATASET, batch_size=BATCH_SIZE)

@@ -32,22 +32,10 @@ def split(y, folds, seed):
     return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds)]
 
 
-def rows_of(x, y, rows):
-    """`(x, y)` of some rows."""
-    return keras.tree.map_structure(lambda a: np.asarray(a)[rows], x), np.asarray(y)[rows]
-
-
 def is_bad(values, best, way):
     """After two folds or more: is each worse than the worst fold of the best trial."""
     worst, values = (min(best, default=0), values) if way == "max" else (-max(best, default=0), [-v for v in values])
     return bool(best) and len(values) >= 2 and max(values) < worst
-
-
-def require_lengths(x, y, caller):
-    """Refuses arrays of different lengths, which folds would cut apart."""
-    lengths = [len(a) if np.ndim(a) else 0 for a in (*keras.tree.flatten(x), y)]
-    require(len(set(lengths)) == 1, f"{caller} needs x and y of one length", lengths=lengths,
-            do="Pass one label for each example.")
 
 
 def require_model(model, caller):
@@ -85,16 +73,14 @@ def cross_validate(build: Callable[[], keras.Model], x: Any, y: Any, *, folds: i
       >>> list(cross_validate(build, x, x[:, :1], folds=4, epochs=1).index)
       [0, 1, 2, 3]
     """
-    found = _data.read((x, y), targets="required").whole()
-    x, y = found.x, found.y
-    rows = []
-    for fold, (inside, outside) in enumerate(split(y, folds, seed)):
+    found, rows = _data.read((x, y), name="x, y", targets="required").whole(), []
+    for fold, (inside, outside) in enumerate(split(found.y, folds, seed)):
         fold_seed = derived(seed, "fold", fold) % 2**31
         with seeded(fold_seed), fresh_names():
             model = require_model(build(), "tune.cross_validate")
-            _data.read((x, y), model, name="x, y")
-            train, val = rows_of(x, y, inside), rows_of(x, y, outside)
-            model.fit(data.arrays(*train, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
+            _data.read((x, y), model, name="x, y", targets="required")
+            train, val = found.rows(inside), found.rows(outside)
+            model.fit(data.arrays(train.x, train.y, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
                       verbose=0)
-            rows.append(model.evaluate(*val, batch_size=256, verbose=0, return_dict=True))
+            rows.append(model.evaluate(**val.fit_arguments(256), verbose=0, return_dict=True))
     return Frame(rows).rename_axis("fold")

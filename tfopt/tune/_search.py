@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import _files, _plots
+from .. import _data, _files, _plots
 from .._check import (
     BATCH_SIZE,
     EPOCHS,
@@ -130,8 +130,9 @@ class Search:
         and then ends the process: what follows in the script is the chief's.
 
         Args:
-          train: `(x, y)` arrays, shuffled by (seed, epoch), or a tf.data.Dataset of batches, which is taken as it is
-            and should yield the same each time; or `hp ->` one of them.
+          train: `(x, y)` or `(x, y, sample_weight)` arrays, shuffled by (seed, epoch); or a tf.data.Dataset or
+            keras.utils.PyDataset of batches, which is taken as it is and should yield the same each time; or `hp ->`
+            one of them.
           val: the same for validation; None only if the objective needs none, and with `folds`.
           epochs: of a trial, unless `hp` has an "epochs"; for Hyperband the most.
           batch_size: of arrays, unless `hp` has a "batch_size".
@@ -259,18 +260,16 @@ class Search:
 
     def _require_data(self, train, val):
         needed = [name for name in self.objectives if name.startswith("val_")]
-        if self.folds:
-            require(val is None and not isinstance(train, tf.data.Dataset),
-                    "with `folds` a search takes arrays and no `val`", train=type(train).__name__,
-                    val=type(val).__name__, do="Pass (x, y): each fold is validated on in its turn.")
-        else:
-            require(val is not None or not needed, "this objective needs validation data", objective=needed,
-                    do="Pass `val`, or `folds`.")
+        require(not self.folds or val is None, "with `folds` a search takes no `val`", val=type(val).__name__,
+                do="Leave it out: each fold is validated on in its turn.")
+        require(self.folds or val is not None or not needed, "this objective needs validation data", objective=needed,
+                do="Pass `val`, or `folds`.")
         for name, data in (("train", train), ("val", val)):
-            pair = isinstance(data, tuple | list) and len(data) == 2
-            require(data is None or pair or callable(data) or isinstance(data, tf.data.Dataset),
-                    f"`{name}` must be (x, y) arrays, a tf.data.Dataset, or a function of `hp`",
-                    **{name: type(data).__name__})
+            if data is not None and not (callable(data) and not isinstance(data, tf.data.Dataset)):
+                given = _data.read(data, name=name)
+                require(not self.folds or (isinstance(given, _data.Arrays) and given.y is not None),
+                        "with `folds` a search takes arrays (x, y)", train=type(train).__name__,
+                        do="Pass arrays: the rows are dealt out to the folds.")
 
 
 def objectives_of(objective):

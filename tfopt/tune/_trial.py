@@ -10,14 +10,14 @@ import traceback
 
 import numpy as np
 
-from .. import _files, data
+from .. import _data, _files, data
 from .._check import require
 from .._keras import Fit, fresh_names, keras, seeded, tf
 from ..callbacks import Resume
 from ..report._measure import facts_of
 from . import _oracles
 from ._checkpoint import Best, Checkpoint, build, finite, inputs_of, plain, require_finite
-from ._folds import is_bad, require_lengths, require_model, rows_of, split
+from ._folds import is_bad, require_model, split
 from ._study import StorageError
 
 MEASURED = {"params": "parameters", "macs": "macs", "bytes": "bytes", "gzip": "gzip", "latency_ms": "latency_ms"}
@@ -92,7 +92,8 @@ class Task:
     def data(self, which, hp):
         """Training or validation data as the user means them for these values."""
         given = getattr(self, which)
-        return given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
+        given = given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
+        return None if given is None else _data.read(given, name=which)
 
     def checkpoint(self, number, fold=None):
         """Where the weights of a trial, or of one of its folds, are."""
@@ -132,13 +133,10 @@ class Task:
 
     def steps_of(self, hp, train):
         """Optimizer steps of a whole trial, None if the data do not say."""
-        if isinstance(train, tf.data.Dataset):
-            batches = int(train.cardinality())
-            return batches * self.epochs_of(hp) if batches > 0 else None
-        examples = len(keras.tree.flatten(train[0])[0])
         if self.folds:
-            examples -= examples // self.folds
-        return -(-examples // self.batch_of(hp)) * self.epochs_of(hp)
+            train = train.head(train.length - train.length // self.folds)
+        batches = train.count(self.batch_of(hp))
+        return batches and batches * self.epochs_of(hp)
 
 
 def run(task, job, alive=lambda: None):
@@ -183,11 +181,9 @@ def _run(task, job, hp, alive):
     if task.folds is None:
         train, val = task.data("train", hp), task.data("val", hp)
         return _score(task, [_train(task, job, hp, None, train, val, alive)])
-    x, y = task.data("train", hp)
-    require_lengths(x, y, "tune.Search")
-    runs = []
-    for fold, parts in enumerate(split(y, task.folds, task.seed)):
-        train, val = (rows_of(x, y, rows) for rows in parts)
+    given, runs = task.data("train", hp), []
+    for fold, parts in enumerate(split(given.y, task.folds, task.seed)):
+        train, val = map(given.rows, parts)
         runs.append(_train(task, job, hp, fold, train, val, alive))
         values = [note["logs"][task.watched[0]] for note, _ in runs]
         if len(values) < task.folds and is_bad(values, job["best_folds"], task.watched[1]):
@@ -224,9 +220,9 @@ def _train(task, job, hp, fold, train, val, alive):
 def _fit(task, hp, model, batches, val, checkpoint, alive):
     best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, own_fit=task.fits_itself)
     given = list(task.callbacks(hp)) if task.callbacks else []
-    size = {} if val is None or isinstance(val, tf.data.Dataset) else {"validation_batch_size": 256}
-    result = task.fit(hp, model, batches, validation_data=val, epochs=task.epochs_of(hp), verbose=0, shuffle=False,
-                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")], **size)
+    scored = None if val is None else val.dataset(256)
+    result = task.fit(hp, model, batches, validation_data=scored, epochs=task.epochs_of(hp), verbose=0, shuffle=False,
+                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")])
     if task.fits_itself:
         logs = own_logs(result, task.watched[0], checkpoint.note)
         if logs is not None:                                         # it scored the model as it is now
@@ -268,12 +264,15 @@ def _score(task, runs):
 
 def batches_of(train, batch, seed):
     """A data set as it is; arrays in an order that (seed, epoch) decides, which `Resume` brings back."""
-    return train if isinstance(train, tf.data.Dataset) else data.arrays(*train, batch, seed=seed)
+    if isinstance(train, _data.Arrays):
+        return data.arrays(train.x, train.y, batch, sample_weight=train.sample_weight, seed=seed)
+    return train.dataset()
 
 
 def example_of(batches):
     """The inputs of the first example."""
-    return keras.tree.map_structure(lambda tensor: tensor[:1], next(iter(batches.take(1)))[0])
+    element = next(iter(batches.take(1)))
+    return keras.tree.map_structure(lambda part: part[:1], element[0] if isinstance(element, tuple) else element)
 
 
 def measured(model, batches, wanted):
