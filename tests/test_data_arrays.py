@@ -189,5 +189,5 @@ def test_weights_go_with_their_examples():
         np.testing.assert_array_equal(views, expected + 100)
         np.testing.assert_array_equal(labels, same)
         np.testing.assert_array_equal(weights, 10 * expected[:, 0])
-    with pytest.raises(ValueError, match="data.arrays: `sample_weight` needs targets"):
+    with pytest.raises(ValueError, match=r"data.arrays: `sample_weight` needs targets"):
         data.arrays(x, None, 4, sample_weight=x[:, 0])

@@ -485,8 +485,8 @@ def test_what_is_no_build_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("given", "words"), [
     ({"val": None}, "this objective needs validation data"),
-    ({"folds": 3}, "with `folds` a search takes arrays and no `val`"),
-    ({"train": [1, 2, 3]}, "`train` must be"),
+    ({"folds": 3}, "with `folds` a search takes no `val`"),
+    ({"train": [1, 2, 3]}, "`train` must hold x of the shape"),
     ({"epochs": 0}, "`epochs` must be"),
     ({"batch_size": 0}, "`batch_size` must be"),
 ])

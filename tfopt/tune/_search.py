@@ -315,7 +315,8 @@ def first_look(task):
 
 def require_objective(task, hp, model):
     hp.count = functools.partial(task.steps_of, train=task.data("train", hp))
-    batch = _trial.batches_of(task.data("train", hp), task.batch_of(hp), 0).take(1)
+    batch = _trial.batches_of(task.data("train", hp, model), task.batch_of(hp), 0).take(1)
+    task.data("val", hp, model)
     model.run_eagerly = True                                         # one step is not worth a graph
     logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False).history)
     names = [*logs, *(f"val_{name}" for name in logs if task.val is not None or task.folds)]

@@ -89,11 +89,11 @@ class Task:
         fit = functools.partial(self.build.fit, hp, model) if self.fits_itself else model.fit
         return fit(*args, **kwargs)
 
-    def data(self, which, hp):
-        """Training or validation data as the user means them for these values."""
+    def data(self, which, hp, model=None):
+        """Training or validation data as the user means them for these values; `model`: whose inputs they must fit."""
         given = getattr(self, which)
         given = given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
-        return None if given is None else _data.read(given, name=which)
+        return None if given is None else _data.read(given, model, name=which)
 
     def checkpoint(self, number, fold=None):
         """Where the weights of a trial, or of one of its folds, are."""
@@ -220,9 +220,14 @@ def _train(task, job, hp, fold, train, val, alive):
 def _fit(task, hp, model, batches, val, checkpoint, alive):
     best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, own_fit=task.fits_itself)
     given = list(task.callbacks(hp)) if task.callbacks else []
-    scored = None if val is None else val.dataset(256)
+    scored, size = val, {}
+    if isinstance(val, _data.Arrays):
+        scored = (val.x, val.y) if val.sample_weight is None else (val.x, val.y, val.sample_weight)
+        size = {"validation_batch_size": 256}
+    elif val is not None:
+        scored = val.dataset()
     result = task.fit(hp, model, batches, validation_data=scored, epochs=task.epochs_of(hp), verbose=0, shuffle=False,
-                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")])
+                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")], **size)
     if task.fits_itself:
         logs = own_logs(result, task.watched[0], checkpoint.note)
         if logs is not None:                                         # it scored the model as it is now
