@@ -11,7 +11,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def test_they_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["compress", "search", "train_better"]
+    assert [path.stem for path in NOTEBOOKS] == ["compress", "robustness", "search", "train_better"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -57,7 +57,7 @@ def main(directory=None):
                                    x_test[:100], method=method) for method in ("gradcam", "integrated", "occlusion")}
     table = pd.concat({method: result.frame for method, result in maps.items()}, names=["method"])
     print(table)
-    table.round(4).to_csv(MEASURED / "explain.csv")
+    table.round(3).to_csv(MEASURED / "explain.csv")
     if directory:
         folder = pathlib.Path(directory)
         found.plot(folder / "robustness.png")
