@@ -242,15 +242,20 @@ def student_of(p):
     return programs.make(p.name).model
 
 
+def teacher_loss(p):
+    if p.task != "classes":
+        return distill.Values()
+    binary = outputs(p.model, p.x)[0].shape[-1] == 1
+    return distill.Logits(activation="sigmoid") if binary else distill.Logits(temperature=2.0)
+
+
 def distilled(p):
-    loss = distill.Values() if p.task != "classes" else distill.Logits(temperature=2.0)
-    fitted(distill.Distiller(p.model, student_of(p), loss), p)
+    fitted(distill.Distiller(p.model, student_of(p), teacher_loss(p)), p)
 
 
 def distilled_from_cache(p):
-    loss = distill.Values() if p.task != "classes" else distill.Logits(temperature=2.0)
     cached = distill.cache_teacher(p.model, pair(p), batch_size=16, verbose=0)
-    compiled(distill.Distiller(None, student_of(p), loss), p).fit(cached, verbose=0)
+    compiled(distill.Distiller(None, student_of(p), teacher_loss(p)), p).fit(cached, verbose=0)
 
 
 def resumed(p):
@@ -309,7 +314,7 @@ def refused(error):
             and pathlib.Path(tfopt.__file__).parent in pathlib.Path(frame.filename).parents)
 
 
-def one(name, pieces=PIECES):
+def one(name, pieces):
     """[(piece, result, why)] of one program."""
     rows = []
     for piece, check in pieces.items():
@@ -333,20 +338,8 @@ def one(name, pieces=PIECES):
     return rows
 
 
-def main(names):
-    path = MEASURED / "programs_why.csv"
-    for name in names:
-        subprocess.run([sys.executable, "-P", __file__, "one", name], check=False)
-    rows = pd.read_csv(path, keep_default_na=False)
-    wide = rows.pivot(index="program", columns="piece", values="result")[list(PIECES)]
-    wide = wide.reindex([name for name in programs.PROGRAMS if name in wide.index])
-    wide.to_csv(MEASURED / "programs.csv")
-    print(rows["result"].value_counts().to_string())
-
-
-def keep(name, rows):
+def keep(name, rows, path):
     """Puts the rows of one program in place of its earlier ones."""
-    path = MEASURED / "programs_why.csv"
     new = pd.DataFrame([(name, *row) for row in rows], columns=["program", "piece", "result", "why"])
     if path.exists():
         old = pd.read_csv(path, keep_default_na=False)
@@ -354,10 +347,23 @@ def keep(name, rows):
     new.to_csv(path, index=False)
 
 
-if __name__ == "__main__":
+def main(script, table, every, pieces):
+    """Each program in a process of its own; its rows go to `table`_why.csv, and all of them, wide, to `table`.csv."""
     warnings.simplefilter("ignore")
+    path = MEASURED / f"{table}_why.csv"
     if sys.argv[1:2] == ["one"]:
-        chosen = {piece: check for piece, check in PIECES.items() if piece in (sys.argv[3:] or PIECES)}
-        keep(sys.argv[2], one(sys.argv[2], chosen))
-    else:
-        main(sys.argv[1:] or list(programs.PROGRAMS))
+        chosen = {piece: check for piece, check in pieces.items() if piece in (sys.argv[3:] or pieces)}
+        keep(sys.argv[2], one(sys.argv[2], chosen), path)
+        return
+    for name in sys.argv[1:] or every:
+        subprocess.run([sys.executable, "-P", script, "one", name], check=False)
+    rows = pd.read_csv(path, keep_default_na=False)
+    wide = rows.pivot(index="program", columns="piece", values="result")
+    wide = wide.reindex(index=[name for name in every if name in wide.index],
+                        columns=[piece for piece in pieces if piece in wide.columns])
+    wide.to_csv(MEASURED / f"{table}.csv")
+    print(rows["result"].value_counts().to_string())
+
+
+if __name__ == "__main__":
+    main(__file__, "programs", list(programs.PROGRAMS), PIECES)
