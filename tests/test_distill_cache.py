@@ -61,6 +61,22 @@ def _small_shards(monkeypatch):
     monkeypatch.setattr("tfopt.distill._cache._ROWS", 16)
 
 
+
+def test_lists_of_inputs_and_targets(rng):
+    left, right = keras.Input((4,)), keras.Input((4,))
+    merged = keras.layers.Subtract()([left, right])
+    teacher = keras.Model([left, right], [keras.layers.Dense(2)(merged), keras.layers.Dense(3)(merged)])
+    x = [rng.normal(size=(20, 4)).astype("float32") for _ in range(2)]
+    y = [rng.integers(0, 2, 20), rng.integers(0, 3, 20)]
+    cached = distill.cache_teacher(teacher, (x, y), batch_size=5, verbose=0)
+    found = np.concatenate([np.stack(inputs, 1) for inputs, _ in cached.as_numpy_iterator()])
+    order = np.argsort(found[:, 0, 0])
+    np.testing.assert_array_equal(found[order], np.stack(x, 1)[np.argsort(x[0][:, 0])])
+    distiller = distill.Distiller(None, keras.models.clone_model(teacher), [distill.Logits(), distill.Logits()])
+    distiller.compile("sgd", [SPARSE, SPARSE])
+    assert np.isfinite(distiller.fit(cached, verbose=0).history["loss"]).all()
+
+
 def test_outputs_belong_to_their_examples(rng, path):
     (x, y), teacher = arrays(rng), dense(16)
     cached = distill.cache_teacher(teacher, (x, y), directory=path, batch_size=8)

@@ -86,6 +86,22 @@ def test_pattern_two_of_four(rng):
         np.testing.assert_array_equal((groups == 0).sum(axis=1), 2)
 
 
+class Gate(keras.layers.Layer):
+    """Calls `project` only where its input has another width."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.project = keras.layers.Dense(8), keras.layers.Dense(8)
+
+    def call(self, x):
+        return self.dense(x) + (x if x.shape[-1] == 8 else self.project(x))
+
+
+def test_a_layer_that_is_never_called_has_no_kernel():
+    wrapped = prune.wrap(keras.Sequential([keras.Input((8,)), Gate(name="gate")]), 0.5)
+    assert list(prune.sparsities(wrapped)) == ["gate/dense"]
+
+
 def test_blocks_go_together(rng):
     model, (x, y) = cnn(), digits(rng)
     wrapped = compile_(prune.wrap(model, 0.5, block=(2, 2), where=["hidden", "logits"]))

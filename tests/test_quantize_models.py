@@ -224,6 +224,30 @@ def test_saved_with_adapted_layers(tmp_path, rng):
     assert not (tmp_path / "model.h5").exists()
 
 
+def test_a_loop_with_a_mask_converts(rng):
+    x = rng.normal(size=(16, 6, 3)).astype("float32")
+    x[::2, 4:] = 0
+    model = keras.Sequential([keras.Input((6, 3)), layers.Masking(), layers.GRU(4)])
+    lite = quantize.convert(model, "float32", calibration=x)
+    np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=1e-5)
+
+
+class Halved(layers.Layer):
+    def call(self, x):
+        return x / 2
+
+    def get_config(self):
+        return {**super().get_config(), "factor": 0.5}     # which the constructor does not take
+
+
+def test_no_file_is_written_that_cannot_be_loaded(tmp_path):
+    wrapped = quantize.wrap(keras.Sequential([keras.Input((4,)), layers.Dense(4), Halved(name="half")]))
+    with pytest.raises(ValueError, match=r"^each layer of a model from quantize\.wrap .* layer='half'"):
+        wrapped.save(tmp_path / "model.keras")
+    assert not (tmp_path / "model.keras").exists()
+    wrapped.save_weights(tmp_path / "model.weights.h5")
+
+
 class Scored(keras.Model):
     def train_step(self, data):
         return super().train_step(data)

@@ -167,7 +167,7 @@ class Arrays:
     def dataset(self, batch_size: int) -> tf.data.Dataset:
         """A tf.data.Dataset of the batches, as `fit` takes it: x, (x, y) or (x, y, sample_weight)."""
         parts = _trimmed((self.x, self.y, self.sample_weight))
-        return tf.data.Dataset.from_tensor_slices(_in_tuples(parts)).batch(batch_size)
+        return tf.data.Dataset.from_tensor_slices(in_tuples(parts)).batch(batch_size)
 
     def fit_arguments(self, batch_size: int) -> dict[str, Any]:
         """Keyword arguments of `fit` and `evaluate`."""
@@ -245,9 +245,9 @@ class Stream:
         """A tf.data.Dataset of the batches, as `fit` takes it: x, (x, y) or (x, y, sample_weight)."""
         if isinstance(self.source, tf.data.Dataset):
             return self.source.map(lambda *element: self._arranged(element[0] if len(element) == 1 else element))
-        first = _in_tuples(_trimmed(next(self.batches())))
+        first = in_tuples(_trimmed(next(self.batches())))
         signature = keras.tree.map_structure(lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), first)
-        made = tf.data.Dataset.from_generator(lambda: map(_in_tuples, map(_trimmed, self.batches())),
+        made = tf.data.Dataset.from_generator(lambda: map(in_tuples, map(_trimmed, self.batches())),
                                               output_signature=signature)
         return made.apply(tf.data.experimental.assert_cardinality(self.batches_known))
 
@@ -265,7 +265,7 @@ class Stream:
 
     def _arranged(self, element):
         x, y, sample_weight = self.form.split(element)
-        return _in_tuples(_trimmed((self.form.arranged(x), y, sample_weight)))
+        return in_tuples(_trimmed((self.form.arranged(x), y, sample_weight)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,8 +374,8 @@ def _trimmed(parts):
     return kept[0] if len(kept) == 1 else kept
 
 
-def _in_tuples(parts):
+def in_tuples(parts):
     """With tuples for lists, which tf.data takes for one tensor."""
     if isinstance(parts, dict):
-        return {key: _in_tuples(part) for key, part in parts.items()}
-    return tuple(map(_in_tuples, parts)) if isinstance(parts, list | tuple) else parts
+        return {key: in_tuples(part) for key, part in parts.items()}
+    return tuple(map(in_tuples, parts)) if isinstance(parts, list | tuple) else parts

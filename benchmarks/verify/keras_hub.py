@@ -67,7 +67,7 @@ def vit():
 
 BACKBONES = {"resnet": of_images(resnet), "mobilenet": of_images(mobilenet), "vit": of_images(vit),
              "bert": of_words(keras_hub.models.BertBackbone, segments=True),
-             "distil_bert": of_words(keras_hub.models.DistilBertBackbone),
+             "distilbert": of_words(keras_hub.models.DistilBertBackbone),
              "gpt2": of_words(keras_hub.models.GPT2Backbone)}
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def convert_dynamic(p):
 
 
 def convert_int8(p):
-    same_file(quantize.convert(p.model, "int8", calibration=p.x), p, p.model, 0.3, "int8")
+    same_file(quantize.convert(p.model, "int8", calibration=p.x), p, p.model, 0.4, "int8")
 
 
 def penalty(p):

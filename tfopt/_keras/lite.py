@@ -1,5 +1,7 @@
 """What TensorFlow's LiteRT converter needs and has no public name for."""
 
+import itertools
+
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.lite.python.util import get_grappler_config, run_graph_optimizations
@@ -23,6 +25,18 @@ def frozen(function, specs, *, fold=False):
         return concrete
     graph = run_graph_optimizations(concrete.graph.as_graph_def(), concrete.inputs, concrete.outputs,
                                     config=get_grappler_config(["constfold"]), graph=concrete.graph)
+    _rename_functions(graph)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
     return whole.prune(*([whole.graph.as_graph_element(x.name) for x in ends]
                          for ends in (concrete.inputs, concrete.outputs)))
+
+
+def _rename_functions(graph):
+    """New names for the functions of a GraphDef, as bodies of loops are: TensorFlow knows others by the old ones."""
+    names = {function.signature.name: f"{function.signature.name}_folded" for function in graph.library.function}
+    for node in itertools.chain(graph.node, *(function.node_def for function in graph.library.function)):
+        for attribute in node.attr.values():
+            for called in [attribute.func] if attribute.HasField("func") else attribute.list.func:
+                called.name = names.get(called.name, called.name)
+    for function in graph.library.function:
+        function.signature.name = names[function.signature.name]

@@ -160,8 +160,8 @@ def require_plain(model):
 
 
 def _own(layer, hook):
-    """The kernels that are attributes of a layer."""
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+    """The kernels that are attributes of a layer; a layer that its owner made and never called has none."""
+    if not layer.built or getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return []
     if hasattr(layer, hook):
         return [one[-1] if isinstance(one, tuple) else one for one in getattr(layer, hook)()]      # (name, variable)

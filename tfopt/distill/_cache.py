@@ -201,7 +201,7 @@ def _element(data, store, augment, view, index):
         output, kind, name = column.rsplit(":", 2)
         outputs.setdefault(output, {}).setdefault(kind, {})[name] = value
     y = {"teacher": outputs} if data["y"] is None else {"teacher": outputs, "y": data["y"]}
-    return (x, y) if data["sample_weight"] is None else (x, y, data["sample_weight"])
+    return _data.in_tuples((x, y) if data["sample_weight"] is None else (x, y, data["sample_weight"]))
 
 
 def _in_turn(one_view, views):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _models
-from .._check import MODEL, WHERE, OneOf, checked, require
+from .._check import MODEL, WHERE, OneOf, checked, refusal, require
 from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from .._typing import Data, PathLike, Where
 from ._equalize import equalized
@@ -54,6 +54,8 @@ class Quantized(Functional):
         require(not str(filepath).endswith((".h5", ".hdf5")),
                 "a model from quantize.wrap is saved in the .keras format", filepath=str(filepath),
                 do="Pass a path that ends in .keras, or save its weights as .weights.h5.")
+        for layer in self.layers:
+            _require_loadable(layer)
         super().save(filepath, *args, **kwargs)
 
     def get_config(self):
@@ -236,6 +238,18 @@ def require_stripped(model):
                     if kind.__module__.startswith(f"tfopt.{module}.")), None)
     require(wrapper is None, "needs a plain model or one from quantize.wrap", model=type(model).__name__,
             do=f"Call {wrapper}.strip, and pass the result.")
+
+
+def _require_loadable(layer):
+    """Refuses a layer of the user's own that Keras could not make again from its config when the file is loaded."""
+    if type(layer).__module__.split(".")[0] in ("keras", "tfopt"):
+        return
+    try:
+        type(layer).from_config(layer.get_config())
+    except Exception as problem:                           # whatever a class of the user's may raise
+        raise refusal("each layer of a model from quantize.wrap must be made again from its config when it is loaded",
+                      layer=layer.name, reason=" ".join(str(problem).split())[:160], do="Let its class take every "
+                      "argument that its `get_config` returns, or save the weights alone as .weights.h5.") from problem
 
 
 @contextlib.contextmanager
