@@ -101,7 +101,7 @@ def pool(places):
             table = pd.read_csv(source)
             keys = [key for key in table if not pd.api.types.is_numeric_dtype(table[key])]
             values = table.drop(columns="seed", errors="ignore")
-            groups = values.groupby(keys, sort=False) if keys else values.groupby(lambda row: 0)
+            groups = values.groupby(keys, sort=False, dropna=False) if keys else values.groupby(lambda row: 0)
             found = [getattr(groups, way)(numeric_only=True) for way in ("mean", "std", "max")]
             for figures in (*found, values.select_dtypes("number")):
                 numbers |= {float(figure) for figure in figures.to_numpy().ravel() if figure == figure}
