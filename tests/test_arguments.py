@@ -9,8 +9,8 @@ import valid_calls
 
 NAMES = sorted(set(valid_calls.public()) - valid_calls.NOT_CALLED)
 SLOW = {"compress.run", "tune.cross_validate", "distill.cache_teacher", "schedules.find", "report.compare",
-        "report.measure", "quantize.convert", "prune.xnnpack_layers", "shrink.channels", "average.views",
-        "cluster.wrap"}
+        "report.measure", "report.classes", "report.temperature", "quantize.convert", "prune.xnnpack_layers",
+        "shrink.channels", "average.views", "cluster.wrap"}
 
 
 @pytest.fixture(scope="module")

@@ -58,3 +58,15 @@ def test_mnist_itself_is_used_where_it_can_be_had(monkeypatch, capsys, quick, co
     assert x_test.shape == (7, 784)
     assert found.startswith(title)
     assert "No internet" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_imbalanced(tmp_path, capsys):
+    frame = example("imbalanced").main(quick=True, save=tmp_path).frame
+    assert frame.loc["weighted", "recall"] > frame.loc["plain", "recall"] + .2
+    assert frame.loc["weighted", "log_loss_difference_low"] > 0
+    assert frame.loc["weighted, calibrated", "log_loss"] < frame.loc["weighted", "log_loss"]
+    assert frame.loc["plain, calibrated", "accuracy"] == frame.loc["plain", "accuracy"]
+    assert "2,000 test examples, 6.0% of class 1" in capsys.readouterr().out
+    assert (tmp_path / "imbalanced_classes.png").stat().st_size > 5_000
+    assert (tmp_path / "imbalanced_card.md").read_text().startswith("---\nlibrary_name: keras")

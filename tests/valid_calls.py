@@ -16,10 +16,10 @@ import pandas as pd
 import tensorflow as tf
 
 import tfopt
-from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, schedules
+from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, report, schedules
 
 # What functions return and users hold, and the base of one's own operations: nobody calls these with arguments.
-NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor",
+NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.ClassReport",
               "report.Explanation", "report.Robustness", "report.Row", "report.Table", "schedules.Finding"}
 
 
@@ -72,6 +72,13 @@ def _pointwise():
     x = layers.Conv2D(8, 3, strides=2)(layers.ZeroPadding2D(1)(x))
     x = layers.Conv2D(8, 1)(layers.DepthwiseConv2D(3, padding="same")(x))
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+
+def _mostly_right(x):
+    """Labels of which `network` has three in four."""
+    y = np.asarray(network()(x)).argmax(1)
+    y[::4] = (y[::4] + 1) % 3
+    return y
 
 
 def _pruned(x, y):
@@ -190,6 +197,10 @@ def calls(directory):
         "regularizers.add": {"model": network(), "penalty": "hoyer", "where": None},
         "regularizers.dropout": {"model": network(), "rate": 0.1, "where": None},
         "regularizers.get": {"identifier": "hoyer"},
+        "report.card": {"table": report.Table([report.Row("a", 1, 1, 1, 4, 9, accuracy=0.5, examples=2)], "two rows"),
+                        "path": str(pathlib.Path(directory, "card.md")), "task": "other", "dataset": "rows",
+                        "license": "mit"},
+        "report.classes": {"model": network(), "data": (x, y), "names": ["a", "b", "c"], "output": None},
         "report.compare": {"models": [network(), network(1)], "data": (x, y), "title": "", "runs": 1,
                            "measures": ("f1_macro",)},
         "report.curves": {"history": {"loss": [2.0, 1.0]}},
@@ -200,6 +211,7 @@ def calls(directory):
         "report.robustness": {"models": [pictures()], "data": (images, np.arange(4) % 3), "severities": [1],
                               "corruptions": ["noise"], "output": None, "value_range": (0, 255), "seed": 0,
                               "verbose": 0},
+        "report.temperature": {"model": network(), "val": (x, _mostly_right(x))},
         "schedules.Constant": {"learning_rate": 0.1}, "schedules.Cyclic": {"low": 0.01, "high": 0.1, "every": 5},
         "schedules.InverseSqrt": {"peak": 0.1, "warmup": 5},
         "schedules.Join": {"schedules": [linear, linear], "boundaries": [5]},

@@ -5,6 +5,7 @@ import pathlib
 
 import matplotlib.figure
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 
 from . import _files
 from ._check import require
@@ -20,6 +21,11 @@ class Figure(matplotlib.figure.Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
+
+
+def shades(color):
+    """A color map from white to `color`."""
+    return LinearSegmentedColormap.from_list("shades", ["white", color])
 
 
 def canvas(width, height, rows=1, columns=1):

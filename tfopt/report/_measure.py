@@ -9,12 +9,14 @@ from .._check import TEXT, Rule, Whole, checked, require
 from .._keras import keras
 from .._typing import Data
 from . import _quality
+from ._measures import Sample
 from ._score import score
 from ._speed import latency
 from ._subject import Subject, is_lite
 from ._table import Row, Table
 
 Measures: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]
+Measured: TypeAlias = "keras.Model | LiteModel"
 if TYPE_CHECKING:
     from ..quantize import LiteModel
 
@@ -159,6 +161,17 @@ def _compare(models, data, title, runs, measures, caller):
     models = _named(models)
     require(measures is None or data is not None, "`measures` need `data`: (x, y)", data=data)
     _quality.require_known(measures)
+    with contextlib.ExitStack() as stack:
+        subjects, source = _opened(models, data, caller, stack)
+        facts = {name: subject.facts() for name, subject in subjects.items()}
+        speeds = latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
+        scores = {} if source is None else _scores(subjects, source, measures)
+    return Table([Row(name=name, **facts[name], **speeds.get(name, {}), **scores.get(name, {})) for name in models],
+                 title)
+
+
+def _opened(models, data, caller, stack):
+    """({name: subject}, the data or None); what running the models changes is put back when `stack` closes."""
     for model in models.values():
         if not is_lite(model):
             _models.require_model(model, caller)
@@ -166,16 +179,36 @@ def _compare(models, data, title, runs, measures, caller):
     example = None if source is None else source.head(1).x
     subjects = {name: _subject(model, name, example) for name, model in models.items()}
     known = next((subject.output_names for subject in subjects.values() if subject.output_names), ())
+    for subject in subjects.values():
+        if is_lite(subject.model):                                   # whose file does not name them
+            subject.output_names = known
+        stack.enter_context(subject.unchanged())
+    return subjects, source
+
+
+def outputs_on(models: dict[str, Measured], data: Data, caller: str) -> tuple[dict, dict, dict]:
+    """({name: subject}, {name: {output: array}}, {name: {output: labels}}) of models on the same batches."""
     with contextlib.ExitStack() as stack:
-        for subject in subjects.values():
-            if is_lite(subject.model):                               # whose file does not name them
-                subject.output_names = known
-            stack.enter_context(subject.unchanged())
-        facts = {name: subject.facts() for name, subject in subjects.items()}
-        speeds = latency({name: subject.call for name, subject in subjects.items() if subject.call}, runs)
-        scores = {} if source is None else _scores(subjects, source, measures)
-    return Table([Row(name=name, **facts[name], **speeds.get(name, {}), **scores.get(name, {})) for name in models],
-                 title)
+        subjects, source = _opened(models, data, caller, stack)
+        return subjects, *_quality.collected(subjects, source)
+
+
+def sample_of_model(model: Measured, data: Data, caller: str, output: str | None = None) -> Sample:
+    """What one output of a model says on data."""
+    name = _name_of(model)
+    found = _quality.samples(*outputs_on({name: model}, data, caller))[name]
+    require(len(found) == 1 if output is None else output in found, "`output` must be one of the model's several",
+            output=output, outputs=list(found))
+    return next(iter(found.values())) if output is None else found[output]
+
+
+def evaluate(model: Measured, data: Data, measures: Measures, caller: str) -> dict[str, float]:
+    """{measure: value} without intervals; of several outputs {"<output>_<measure>": value}.
+
+    For whoever asks often: `compress` and `tune`. `_measures.MEASURES[name].direction` says which way is better.
+    """
+    _quality.require_known(measures)
+    return _quality.evaluate(*outputs_on({"": model}, data, caller), measures)
 
 
 def _first_inputs(models):

@@ -260,7 +260,8 @@ def of_label(sample):
     return np.where(sample.labels == 1, sample.probabilities, 1 - sample.probabilities)
 
 
-def _log_losses(sample):
+def log_losses(sample):
+    """-log of the probability that the model gave to what is right, of each label."""
     least = np.finfo(float).eps
     return -np.log(np.clip(of_label(sample), least, 1 - least))
 
@@ -340,7 +341,7 @@ MEASURES = {
     "roc_auc": Measure(LABELS, "max", _roc, _ranked(_roc_area), one=True, every=True),
     "average_precision": Measure(LABELS, "max", lambda s: metrics.average_precision_score(
         s.labels[:, 0], s.margins[:, 0]), _ranked(_precision_area), one=True, every=True),
-    "log_loss": Measure(LABELS, "min", _each_label(metrics.log_loss), _mean(_log_losses)),
+    "log_loss": Measure(LABELS, "min", _each_label(metrics.log_loss), _mean(log_losses)),
     "brier_score": Measure(LABELS, "min", _each_label(metrics.brier_score_loss), _mean(_squares)),
     "expected_calibration_error": Measure(LABELS, "min", _whole(_calibration_error), _calibration_error,
                                           biased=True),

@@ -138,9 +138,9 @@ def _unfit(name, parts):
     return ""
 
 
-def evaluate(subject, source, names):
+def evaluate(subjects, outputs, labels, choice):
     """{measure: value} of one model, without intervals; of several outputs {"<output>_<measure>": value}."""
-    found, = samples({"": subject}, *collected({"": subject}, source)).values()
-    of = chosen(names, {output: [sample] for output, sample in found.items()})
+    found, = samples(subjects, outputs, labels).values()
+    names = chosen(choice, {output: [sample] for output, sample in found.items()})
     return {f"{output}_{name}" if len(found) > 1 else name: value(name, sample)
-            for output, sample in found.items() for name in of[output]}
+            for output, sample in found.items() for name in names[output]}

@@ -64,11 +64,14 @@ def _losses(model, names):
 
 def activation_of(output):
     """"softmax" or "sigmoid" if that is what made a tensor of a graph, else None."""
-    layer, _ = producer(output)
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    name = getattr(getattr(layer, "activation", None), "__name__", None)
+    name = activation_of_layer(producer(output)[0])
     return name if name in ("softmax", "sigmoid") else None
+
+
+def activation_of_layer(layer):
+    """The name of its activation, None if it has none."""
+    return "softmax" if isinstance(layer, keras.layers.Softmax) else getattr(
+        getattr(layer, "activation", None), "__name__", None)
 
 
 def sample_of(labels, outputs, kind, name):
@@ -95,10 +98,10 @@ def sample_of(labels, outputs, kind, name):
             outputs=[float(outputs.min()), float(outputs.max())], do=_DO)
     labels = labels.reshape(n, -1) if task == MULTICLASS or width == 1 else labels.reshape(n, -1, width)
     outputs = outputs.reshape(n, -1) if width == 1 else outputs.reshape(n, -1, width)
-    return _classes(labels.astype("int64"), outputs, task, logits, name)
+    return classified(labels.astype("int64"), outputs, task, logits, name)
 
 
-def _classes(labels, raw, task, logits, name):
+def classified(labels, raw, task, logits, name):
     """The Sample of labels [n, P] or [n, P, L] and outputs [n, P], [n, P, K] or [n, P, L]."""
     if task != MULTICLASS:
         found = _sigmoid(raw) if logits else raw
