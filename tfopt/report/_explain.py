@@ -54,7 +54,10 @@ class Explanation:
     """
 
     def __init__(self, maps: dict[str, np.ndarray], images: pd.DataFrame, x: np.ndarray, method: str):
-        self.maps, self.images, self.x, self.method = maps, images, x, method
+        self.maps: dict[str, np.ndarray] = maps
+        self.images: pd.DataFrame = images
+        self.x: np.ndarray = x
+        self.method: str = method
 
     @property
     def frame(self) -> pd.DataFrame:

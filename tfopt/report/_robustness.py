@@ -55,7 +55,10 @@ class Robustness:
     """
 
     def __init__(self, frame: pd.DataFrame, summary: pd.DataFrame, measure: str, images: dict[Any, np.ndarray]):
-        self.frame, self.summary, self.measure, self.images = frame, summary, measure, images
+        self.frame: pd.DataFrame = frame
+        self.summary: pd.DataFrame = summary
+        self.measure: str = measure
+        self.images: dict[Any, np.ndarray] = images
 
     @property
     def by_corruption(self) -> pd.DataFrame:
