@@ -127,13 +127,13 @@ def classes(model: Measured, data: Data, *, names: list[str] | tuple[str, ...] |
             do="report.compare(measures=) has the measures of numbers.")
     count = sample.classes
     require(names is None or len(names) == count, "`names` must be one a class", names=names, classes=count)
-    names = list(names or range(count))
+    index = list(names or range(count))
     found = measured({"": sample}, [f"{kind}_per_class" for kind in KINDS])[""]
     columns = {f"{kind}{end}": [found[f"{kind}_{k}{end}"] for k in range(count)]
                for kind in KINDS for end in ("", "_low", "_high")}
     labels, predicted = sample.flat(sample.labels), sample.flat(sample.predicted)
     if sample.task == MULTILABEL:
-        return ClassReport(pd.DataFrame({**columns, "support": labels.sum(axis=0)}, index=names), None)
+        return ClassReport(pd.DataFrame({**columns, "support": labels.sum(axis=0)}, index=index), None)
     confusion = metrics.confusion_matrix(labels, predicted, labels=range(count))
-    return ClassReport(pd.DataFrame({**columns, "support": confusion.sum(axis=1)}, index=names),
-                       Frame(confusion, index=pd.Index(names, name="label"), columns=pd.Index(names, name="predicted")))
+    return ClassReport(pd.DataFrame({**columns, "support": confusion.sum(axis=1)}, index=index),
+                       Frame(confusion, index=pd.Index(index, name="label"), columns=pd.Index(index, name="predicted")))

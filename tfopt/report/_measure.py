@@ -190,7 +190,8 @@ def outputs_on(models: dict[str, Measured], data: Data, caller: str) -> tuple[di
     """({name: subject}, {name: {output: array}}, {name: {output: labels}}) of models on the same batches."""
     with contextlib.ExitStack() as stack:
         subjects, source = _opened(models, data, caller, stack)
-        return subjects, *_quality.collected(subjects, source)
+        outputs, labels = _quality.collected(subjects, source)
+    return subjects, outputs, labels
 
 
 def sample_of_model(model: Measured, data: Data, caller: str, output: str | None = None) -> Sample:

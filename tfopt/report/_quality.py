@@ -36,8 +36,8 @@ def collected(subjects, source):
         require(set(labels[name]) == set(outputs[name]), "y must hold labels for each output of the model", model=name,
                 outputs=sorted(outputs[name]), labels=sorted(labels[name]),
                 do="Pass y as a dict by output, or a list in their order.")
-    return tuple({name: {output: np.concatenate(parts) for output, parts in found.items()}
-                  for name, found in all_of_them.items()} for all_of_them in (outputs, labels))
+    return [{name: {output: np.concatenate(parts) for output, parts in found.items()}
+             for name, found in all_of_them.items()} for all_of_them in (outputs, labels)]
 
 
 def by_output(values, names):
