@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "verify" / "programs.py"
-QUICK = {"image_classification_from_scratch": "average.weights", "mlp_mixer": "average.outputs", "vision_transformer": "report",
-         "siamese_network": "cache_teacher", "masked_attention": "cluster", "gated_residual": "prune",
-         "text_transformer": "regularizers", "custom_train_step": "prune"}
+QUICK = {"image_classification_from_scratch": "average.weights", "mlp_mixer": "average.outputs",
+         "vision_transformer": "report", "siamese_network": "cache_teacher", "masked_attention": "cluster",
+         "gated_residual": "prune", "text_transformer": "regularizers", "custom_train_step": "prune"}
 
 
 @pytest.fixture(scope="module")

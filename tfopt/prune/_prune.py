@@ -108,7 +108,8 @@ def wrap(model: keras.Model, sparsity: float | dict[str, float], *, begin: int =
 
     and the zeros stay where they are from then on; without `end` it is `sparsity` from `begin`, and they may move.
     Kernels are found wherever they are: in layers, in the layers inside those, in nested and subclassed models. TFMOT,
-    whose algorithm it is, does the same at the beginning of the next step; the masks are equal.
+    whose algorithm it is, counts from the beginning of a step: what is chosen here after step t it chooses as its step
+    t + 1 begins; the masks are equal.
 
     Args:
       model: built Keras 3 model of any kind and dtype policy. It is only read.
