@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
         data,
         distill,
         distribute,
+        finetune,
         prune,
         quantize,
         regularizers,
@@ -30,8 +31,8 @@ if typing.TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["augment", "average", "callbacks", "cluster", "compress", "data", "distill", "distribute", "prune",
-           "quantize", "regularizers", "report", "schedules", "shrink", "tune"]
+__all__ = ["augment", "average", "callbacks", "cluster", "compress", "data", "distill", "distribute", "finetune",
+           "prune", "quantize", "regularizers", "report", "schedules", "shrink", "tune"]
 
 
 def __getattr__(name: str) -> types.ModuleType:

@@ -37,6 +37,10 @@ training.py
     Optimizer._clip_gradients                     3.15            clips as the optimizer was asked to
     Optimizer._trainable_variables, _iterations   3.15            what it was built for; how often it was applied
     Optimizer._get_variable_index                 3.15            the place of a variable among them
+    Optimizer._var_key, _variables,               3.15            to build one again that was built for fewer
+        _trainable_variables_indices, _untrack_variable
+    Optimizer._exclude_from_weight_decay(_pattern) 3.15           settings that its config leaves out
+    Optimizer._model_variables_moving_average     3.15            the averages of `use_ema`
     tensorflow.python.ops.control_flow_util       TF 2.21         knows whether a graph is being made for XLA
 
 datasets.py
@@ -99,21 +103,26 @@ from .random import fresh_names, global_seed, randomness, same_randomness, seede
 from .training import (  # noqa: E402
     Fit,
     OptimizerAround,
+    alike,
+    average_all,
+    average_some,
+    build_again,
     compile_arguments,
     compiled_as,
     forget_compiled,
     in_xla,
     loss_tracker,
+    optimizers_in,
     schedule_of,
     task_loss,
 )
 from .workers import patch_workers  # noqa: E402
 from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "Wrapped",
-           "applies_now", "compile_arguments", "compiled_as", "datasets_in", "forget_compiled",
-           "fresh_inputs", "fresh_names", "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla",
-           "inner_layers", "is_wrapped", "keras", "lambdas_allowed", "loss_tracker", "mask_of", "own_variables",
-           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of", "seeded",
-           "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
-           "without_autotune"]
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "Wrapped", "alike",
+           "applies_now", "average_all", "average_some", "build_again", "compile_arguments", "compiled_as",
+           "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names", "fresh_operation", "global_seed",
+           "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped", "keras", "lambdas_allowed",
+           "loss_tracker", "mask_of", "optimizers_in", "own_variables", "parts_of", "patch_workers", "producer",
+           "randomness", "replay", "same_randomness", "schedule_of", "seeded", "serializable", "set_mask",
+           "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for", "without_autotune"]

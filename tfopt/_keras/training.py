@@ -51,6 +51,60 @@ def schedule_of(optimizer):
     return None if isinstance(rate, keras.Variable) else rate
 
 
+def alike(optimizer, **changes):
+    """An unbuilt optimizer of the same settings but for `changes`; a schedule is shared.
+
+    What `exclude_from_weight_decay` was told, which a config leaves out, counts as a setting.
+    """
+    made = type(optimizer).from_config({**optimizer.get_config(), **changes})
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if hasattr(optimizer, name):
+            setattr(made, name, getattr(optimizer, name))
+    return made
+
+
+def optimizers_in(optimizer):
+    """An optimizer and those that it holds, however deep."""
+    inner = [*getattr(optimizer, "optimizers", ()), *filter(None, [getattr(optimizer, "inner_optimizer", None)])]
+    return [optimizer, *(part for each in inner for part in optimizers_in(each))]
+
+
+def build_again(optimizer, variables):
+    """Builds an optimizer for `variables`, also one that was built for fewer but not used yet. False if it was used."""
+    if optimizer.built:
+        known = optimizer._trainable_variables_indices
+        if all(optimizer._var_key(variable) in known for variable in variables):
+            return True
+        parts = optimizers_in(optimizer)
+        if any(int(tf.convert_to_tensor(part._iterations.value)) for part in parts):
+            return False
+        for part in parts:
+            kept = {id(part._iterations), id(part._learning_rate)}
+            for variable in [variable for variable in part._variables if id(variable) not in kept]:
+                part._untrack_variable(variable)
+            part._trainable_variables_indices.clear()
+            part.built = False
+    optimizer.build(variables)
+    return True
+
+
+def average_some(optimizer):
+    """Lets an optimizer with `use_ema` end with the averages of some of its variables, until `average_all`."""
+    def finalize(variables):
+        for variable in variables:
+            average = optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
+            if average is not None:
+                variable.assign(tf.convert_to_tensor(average.value))
+
+    if optimizer.use_ema:
+        vars(optimizer)["finalize_variable_values"] = finalize
+
+
+def average_all(optimizer):
+    """Undoes `average_some`."""
+    vars(optimizer).pop("finalize_variable_values", None)
+
+
 class OptimizerAround(keras.optimizers.Optimizer):
     """Base of an optimizer that hands the gradients to `inner_optimizer`; its clipping and its own count stay here."""
 

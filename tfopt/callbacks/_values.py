@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from .._check import require
-from .._keras import keras, schedule_of, tf
+from .._keras import keras, optimizers_in, schedule_of, tf
 
 # Callbacks keep how they compare under a name of theirs; nothing else that a file names is ever looked up
 _OPERATIONS = {(place, name): getattr(module, name) for place, module in (("keras.ops", keras.ops), ("numpy", np))
@@ -186,20 +186,20 @@ def optimizers_of(model):
 
 def schedule_variables(optimizer):
     """The variables inside the schedules that an optimizer, or those inside it, hold."""
-    found = []
+    found = {}
 
     def visit(thing):
         if isinstance(thing, keras.Variable | tf.Variable):
-            found.append(thing)
+            found.setdefault(id(thing), thing)
         elif isinstance(thing, list | tuple):
             for part in thing:
                 visit(part)
         elif isinstance(thing, keras.optimizers.schedules.LearningRateSchedule):
             visit(list(vars(thing).values()))
 
-    for single in getattr(optimizer, "optimizers", [optimizer]):
+    for single in optimizers_in(optimizer):
         visit(schedule_of(single))
-    return found
+    return list(found.values())
 
 
 def settings_of(optimizer):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import _data, _plots
 from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Number, Whole, checked, refusal, require
-from .._keras import keras, same_randomness, serializable, tf
+from .._keras import keras, optimizers_in, same_randomness, serializable, tf
 from .._models import describe, scope_of
 from .._typing import Data, PathLike, Verbose
 from ._shapes import _Schedule
@@ -92,9 +92,10 @@ def find(model: keras.Model, data: Data, *, low: float = 1e-7, high: float = 10.
 
     Raises:
       ValueError: the model is not built or not compiled, does not train with its optimizer or reports no `loss`; it has
-        several optimizers, or one that averages weights (ScheduleFreeAdamW), of which a sweep measures nothing; an
-        argument is out of range; the data are empty or hold NaN; the loss is not a number from the start, never falls
-        out of its scatter, or falls fastest at an end of the sweep.
+        several optimizers with rates of their own (those of finetune.rates share one), or one that averages weights
+        (ScheduleFreeAdamW), of which a sweep measures nothing; an argument is out of range; the data are empty or hold
+        NaN; the loss is not a number from the start, never falls out of its scatter, or falls fastest at an end of the
+        sweep.
 
     Example:
       >>> import keras
@@ -136,9 +137,9 @@ def _require_trainable(model):
     require(model.built or (model.layers and all(layer.built for layer in model.layers)), "the model must be built",
             model=describe(model), do="Start it with keras.Input(shape), or call it once on a batch.")
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    require(not hasattr(optimizer, "optimizers"), "the model must have one optimizer: a sweep has one rate",
-            optimizer=type(optimizer).__name__, do="Compile it with a single one for the test.")
-    require(not isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW),
+    require(hasattr(optimizer, "learning_rate"), "the optimizer must have one rate that can be set: a sweep has one",
+            optimizer=type(optimizer).__name__, do="Compile it with a single one, or with finetune.rates.")
+    require(not any(isinstance(part, keras.optimizers.ScheduleFreeAdamW) for part in optimizers_in(optimizer)),
             "the optimizer must not average the weights of all rates: the loss would be that of the average",
             optimizer=type(optimizer).__name__, do="Compile the model with keras.optimizers.AdamW for the test.")
 
@@ -203,7 +204,8 @@ def _counterpart(optimizer, rates):
     if inner is not None:                                  # keras.optimizers.LossScaleOptimizer
         config = {name: value for name, value in optimizer.get_config().items() if name != "inner_optimizer"}
         return type(optimizer)(_counterpart(inner, rates), **config)
-    unused = type(optimizer).from_config(optimizer.get_config() | {"learning_rate": 0.0})
+    config = optimizer.get_config()
+    unused = type(optimizer).from_config(config | ({"learning_rate": 0.0} if "learning_rate" in config else {}))
     unused.learning_rate = rates
     return unused
 

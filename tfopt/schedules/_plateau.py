@@ -56,7 +56,7 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._replaced, model = [], self.model.model
-        if hasattr(model.optimizer, "optimizers") and not model.optimizer.built:
+        if hasattr(_unwrapped(model.optimizer), "optimizers") and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)           # until then it may not know those inside it
         for optimizer in _single(model.optimizer):
             held = schedule_of(optimizer)
@@ -83,9 +83,15 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
             self.model.model.make_train_function(force=True)
 
 
+def _unwrapped(optimizer):
+    """The keras.optimizers.MultiOptimizer in a LossScaleOptimizer; any other as it is."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return inner if hasattr(inner, "optimizers") else optimizer
+
+
 def _single(optimizer):
     """The optimizers inside a keras.optimizers.MultiOptimizer, or the one there is."""
-    return getattr(optimizer, "optimizers", [optimizer])
+    return getattr(_unwrapped(optimizer), "optimizers", [optimizer])
 
 
 class _WithSettableRate:
@@ -99,7 +105,7 @@ class _WithSettableRate:
 
     @property
     def optimizer(self):
-        optimizer = self.model.optimizer
+        optimizer = _unwrapped(self.model.optimizer)
         return _SettableRates(optimizer) if hasattr(optimizer, "optimizers") else _SettableRate(optimizer)
 
 
