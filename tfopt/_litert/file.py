@@ -159,9 +159,10 @@ def set_four_bits(model, index, array, scale):
     model.buffers[held.buffer].data = nibbles[::2] | (nibbles[1::2] << 4)
 
 
-def set_scale(held, scale):
-    """Gives a tensor these scales, and zero points of 0."""
-    held.quantization.scale, held.quantization.zeroPoint = scale.astype("float32"), np.zeros(len(scale), np.int64)
+def set_scale(held, scale, zero=0):
+    """Gives a tensor these scales, and one zero point."""
+    held.quantization.scale = scale.astype("float32")
+    held.quantization.zeroPoint = np.full(len(scale), zero, np.int64)
 
 
 def real(array, held):

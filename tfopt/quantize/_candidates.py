@@ -7,6 +7,8 @@ from .._litert import file, run
 from . import _rounding
 from ._equalize import equalized
 
+_NARROWED = "compensated, narrowed ranges"
+_RISK = 1.0                 # dB that such ranges must win: they cut off what is larger
 _FEW = 16                   # with fewer samples all of them serve to round and to judge
 
 
@@ -28,24 +30,32 @@ def best(model, content, expected, samples, mode, rounding, to_file):
     bits = 4 if mode == "int4" else 8
     share = len(samples[0]) if len(samples[0]) < _FEW else len(samples[0]) * 3 // 4
     known = [array[:share] for array in samples]
-    found = {"nearest": content} if bits == 8 else {"nearest": _made(model, content, known, 4, False, to_file)}
-    if rounding == "auto":
-        found["compensated"] = _made(model, content, known, bits, True, to_file)
-        other = equalized(model) if graph_of(model) is not None and mode != "dynamic" else None
-        if other is not None:
-            found["equalized, compensated"] = _made(other, to_file(other, mode), known, bits, True, to_file)
-    found = {way: made for way, made in found.items() if made is not None}
     start = 0 if share == len(samples[0]) else share
     unseen, wanted = [array[start:] for array in samples], [array[start:] for array in expected]
-    levels = {way: round(_level(wanted, run.batches(run.interpreter(made), unseen)), 2) for way, made in found.items()}
-    way = max(levels, key=levels.get)
+    found, levels = {}, {}
+
+    def judge(way, made):
+        if made is not None:
+            levels[way] = round(_level(wanted, run.batches(run.interpreter(made), unseen)), 2)
+            found[way] = made
+
+    judge("nearest", content if bits == 8 else _made(model, content, known, 4, False, to_file))
+    if rounding == "auto":
+        ways = {"compensated": False} | ({_NARROWED: True} if mode in ("int8", "int4") else {})
+        for way, narrow in ways.items():
+            judge(way, _made(model, content, known, bits, True, to_file, narrow))
+        other = equalized(model) if graph_of(model) is not None and mode != "dynamic" else None
+        if other is not None:
+            way = max(ways, key=lambda way: levels.get(way, -np.inf))
+            judge(f"equalized, {way}", _made(other, to_file(other, mode), known, bits, True, to_file, ways[way]))
+    way = max(levels, key=lambda way: levels[way] - _RISK * way.endswith(_NARROWED))
     return found[way], {"rounding": way, "sqnr_db": levels}
 
 
-def _made(model, content, samples, bits, compensate, to_file):
+def _made(model, content, samples, bits, compensate, to_file, narrow=False):
     """The file with other integers, or None where the float file has other kernels."""
     exact, parsed = file.parse(to_file(model, "float32")), file.parse(content)
-    return file.pack(parsed) if _rounding.rounded(exact, parsed, samples, bits, compensate) else None
+    return file.pack(parsed) if _rounding.rounded(exact, parsed, samples, bits, compensate, narrow) else None
 
 
 def _level(expected, found):

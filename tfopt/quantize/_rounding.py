@@ -4,7 +4,8 @@ Nearest rounding makes each weight's error small. What counts is the error of a 
 over the calibration data goes into the bias (empirical bias correction). Its variance is `(w - q)' H (w - q)`, with `H`
 the covariance of the layer's inputs; it is made small by choosing the integers one after another, each making up for
 the errors of those before it (GPTQ), and then by changing one at a time (coordinate descent). The layers are taken in
-order, each with the inputs that the layers rounded before it produce. Scales of 8 bits and the size of the file stay.
+order, each with the inputs that the layers rounded before it produce. The scales of kernels of 8 bits and the size of
+the file stay; activations may get other ranges first, see `_ranges`.
 """
 
 import collections
@@ -13,6 +14,7 @@ import numpy as np
 
 from .._litert import file
 from .._litert.segments import Segments
+from . import _ranges
 
 _POSITIONS = 4096           # places of an image, over all samples, that a layer's statistics are taken from
 _DAMPING = 0.3              # share of the mean variance that is added to every variance
@@ -23,7 +25,7 @@ _MEMORY = 2 ** 29           # bytes that the samples' largest tensor may take
 _SHARED = 256               # kernels with no more different values hold shared ones, which stay as they are
 
 
-def rounded(exact, model, samples, bits=8, compensate=True):
+def rounded(exact, model, samples, bits=8, compensate=True, narrow=False):
     """Puts other integers into the kernels of a file, and other biases.
 
     Args:
@@ -32,6 +34,7 @@ def rounded(exact, model, samples, bits=8, compensate=True):
       samples: calibration inputs, an array (samples, ...) for each input of the model.
       bits: 8; or 4 for the kernels of convolutions and dense layers, depthwise ones apart.
       compensate: with False each weight becomes the nearest integer, and biases stay.
+      narrow: give activations of an int8 file the ranges of least squared error first.
 
     Returns:
       {name of a kernel: what was done}; empty if the two files do not have the same kernels.
@@ -40,8 +43,11 @@ def rounded(exact, model, samples, bits=8, compensate=True):
     if not pairs:
         return {}
     batch = max(int(file.inputs(exact)[0].shape[0]), 1)
-    walks = [Segments(one, [pair[side] for pair in pairs], [_batches(array, tensor, batch) for array, tensor in zip(
-        samples, file.inputs(one), strict=True)]) for side, one in enumerate((exact, model))]
+    inputs = [[_batches(array, tensor, batch) for array, tensor in zip(samples, file.inputs(one), strict=True)]
+              for one in (exact, model)]
+    if narrow:
+        _ranges.narrow(exact, model, inputs[0])
+    walks = [Segments(one, [pair[side] for pair in pairs], inputs[side]) for side, one in enumerate((exact, model))]
     done = {}
     for pair in pairs:
         for walk in walks:
