@@ -26,22 +26,22 @@ def narrow(exact, model, batches):
       model: the int8 file, parsed; it is changed, if it has the operations of `exact` in the same order.
       batches: one array (batches, ...) for each input of `exact`.
     """
-    ops, twins = _computing(exact), _computing(model)
-    if [file.kind_of(exact, op) for op in ops] != [file.kind_of(model, op) for op in twins]:
+    ops, others = _computing(exact), _computing(model)
+    if [file.kind_of(exact, op) for op in ops] != [file.kind_of(model, op) for op in others]:
         return
     free = _free(model)
-    twin_of = {id(op): twin for op, twin in zip(ops, twins, strict=True) if int(twin.outputs[0]) in free}
+    pair_of = {id(op): other for op, other in zip(ops, others, strict=True) if int(other.outputs[0]) in free}
     operators, random = exact.subgraphs[0].operators, np.random.default_rng(0)
     walk = Segments(exact, list(range(1, len(operators))), batches)
     for op in operators:
         walk.run()
-        values, twin = walk.values.get(int(op.outputs[0])), twin_of.get(id(op))
-        if values is not None and twin is not None:
-            held = file.tensor(model, twin.outputs[0])
+        values, other = walk.values.get(int(op.outputs[0])), pair_of.get(id(op))
+        if values is not None and other is not None:
+            held = file.tensor(model, other.outputs[0])
             some = values.reshape(-1)[random.integers(0, values.size, _VALUES)].astype("float64")
             scale, zero = best(some, float(held.quantization.scale[0]), int(held.quantization.zeroPoint[0]))
             file.set_scale(held, np.array([scale]), zero)
-    for op in twins:
+    for op in others:
         if _has_integer_bias(model, op):
             _rescale_bias(model, op)
 
