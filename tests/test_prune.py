@@ -91,7 +91,7 @@ class Gate(keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.dense, self.project = keras.layers.Dense(8), keras.layers.Dense(8)
+        self.dense, self.project = keras.layers.Dense(8, name="dense"), keras.layers.Dense(8)
 
     def call(self, x):
         return self.dense(x) + (x if x.shape[-1] == 8 else self.project(x))
