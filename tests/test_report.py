@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 
 import keras
 import numpy as np
@@ -489,15 +490,16 @@ def test_a_table_prints_whole_at_any_width(monkeypatch, rng, width):
     assert (len(heads) > len(whole)) == (width == 80)
 
 
-def test_a_file_is_as_fast_in_company_as_alone():
-    """Cold after its neighbor a file was three times slower; half more is for machines with other work."""
-    from tfopt import quantize
-    lite = quantize.convert(mlp(), "float32")
-    alone, beside = [], []
-    for _ in range(5):
-        alone.append(report.measure(lite).latency_ms)
-        beside.append(report.compare({"model": mlp(), "file": lite}).rows[1].latency_ms)
-    assert min(beside) < 1.5 * min(alone)
+def test_each_timed_turn_follows_untimed_calls_of_the_same_model(monkeypatch):
+    """Cold after its neighbor a file was three times slower."""
+    from tfopt.report import _speed
+
+    order = []
+    timed = _speed._timed
+    monkeypatch.setattr(_speed, "_timed", lambda call, runs: order.append("timed") or timed(call, runs))
+    _speed.latency({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 4)
+    text = "".join(word[0] for word in order)                     # each turn: untimed calls, "t", its timed call
+    assert re.fullmatch(r"(a{2,}tab{2,}tb){4}", text)
 
 
 def batches():
