@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.metrics import f1_score, log_loss
 
 from tfopt import compress
 
@@ -150,3 +151,19 @@ def test_a_weight_of_zero_takes_an_example_out_of_training_and_of_the_choice(rng
                               stages={"prune": (0.5,)})
         found.append((result.best.get_weights(), result.tried["drop"].tolist()))
     keras.tree.map_structure(np.testing.assert_allclose, *found)
+
+
+@pytest.mark.parametrize(("name", "reference"), [
+    ("f1_macro", lambda y, outputs: f1_score(y, outputs.argmax(-1), average="macro")),
+    ("log_loss", lambda y, outputs: -log_loss(y, keras.ops.softmax(outputs).numpy(), labels=range(3)))])
+def test_a_measure_by_name_is_scikit_learns(rng, name, reference):
+    x = rng.normal(size=(90, 8)).astype("float32")
+    y = x[:, :3].argmax(-1)
+    model = keras.Sequential([keras.Input((8,)), LAYERS.Dense(32, "relu"), LAYERS.Dense(3)])
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=5, verbose=0)
+    result = compress.run(model, (x, y), (x, y), test=(x, y), stages={"prune": (0.8,), "quantize": ("int8",)},
+                          measure=name, max_drop=10, epochs=1)
+    own = reference(y, model.predict(x, verbose=0))
+    expected = [own - reference(y, outputs) for outputs in (result.best.predict(x, verbose=0), result.lite.predict(x))]
+    np.testing.assert_allclose(result.tried["drop"][1:], expected, atol=1e-5)

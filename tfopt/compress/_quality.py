@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from .. import _models, report
 from .._check import require
 from .._keras import keras
 from ..quantize import LiteModel
+from ..report._measure import evaluate
+from ..report._measures import MEASURES
 
 
 class Quality:
@@ -19,16 +21,16 @@ class Quality:
       model: the compiled original.
       val: `Arrays` that choose among candidates.
       arguments: of the original's `compile`.
-      measure: the user's, `(y, outputs) -> float`; None for the accuracy of classes, else for
-        1 - loss / loss of the original.
+      measure: the user's, `(y, outputs) -> float`, or the name of one of `report.compare`; None for the accuracy of
+        classes, else for 1 - loss / loss of the original.
 
     Attributes:
       scored: are there labels that `report` can score?
     """
 
     def __init__(self, model: keras.Model, val: Any, arguments: dict[str, Any],
-                 measure: Callable[[Any, Any], float] | None):
-        self.val, self.arguments, self.measure = val, arguments, measure
+                 measure: Callable[[Any, Any], float] | str | None):
+        self.original, self.val, self.arguments, self.measure = model, val, arguments, measure
         self.names, self.scored, accuracy = getattr(model, "output_names", None), val.y is not None, None
         if self.scored:
             try:
@@ -48,13 +50,22 @@ class Quality:
 
     def __call__(self, model: keras.Model | LiteModel, row: report.Row) -> float:
         if self.accuracy:
-            return row.accuracy
+            return float(cast("float", row.accuracy))
+        if isinstance(self.measure, str):
+            return self._named(model, self.measure)
         outputs = outputs_of(model, self.val.x)
         if self.measure is None:
             return 1 - self._loss(outputs) / self.own
         found = np.asarray(self.measure(self.val.y, outputs))
         require(found.ndim == 0 and found.dtype.kind in "biuf", "`measure` must return a number", returned=found)
         return float(found)
+
+    def _named(self, model, name):
+        """A measure of `report.compare`, turned so that higher is better."""
+        found = evaluate(model, (self.val.x, self.val.y), (name,), "compress.run", like=self.original)
+        require(list(found) == [name], "a `measure` by name needs a model with one output", measures=list(found),
+                do="Pass a function of (y, outputs).")
+        return found[name] if MEASURES[name].direction == "max" else -found[name]
 
     def _loss(self, outputs):
         """The compiled loss of outputs that are there already, without penalties on weights."""

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, _files, _models, cluster, prune, quantize, report
-from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, checked, require
+from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, checked, require
 from .._keras import keras, seeded
 from .._tables import Frame
 from .._typing import Data, PathLike
+from ..report._measures import MEASURES
 from . import _stages
 from ._quality import Quality
 from ._record import Record
@@ -97,10 +98,11 @@ class Result:
 # The helper
 
 
-@checked(model=MODEL, max_drop=Number(low=0), measure=FUNCTION, epochs=EPOCHS, directory=PATH, seed=SEED)
+@checked(model=MODEL, max_drop=Number(low=0), measure=FUNCTION | OneOf(*MEASURES), epochs=EPOCHS, directory=PATH,
+         seed=SEED)
 def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,  # noqa: PLR0913
         max_drop: float = 0.005,
-        measure: Callable[[np.ndarray, np.ndarray], float] | None = None,
+        measure: Callable[[Any, Any], float] | str | None = None,
         stages: Sequence[str] | dict[str, Sequence[Any]] = STAGES, epochs: int = 3,
         directory: PathLike | None = None, seed: int = 0) -> Result:
     """Compression pipeline: a trained model made smaller, stage by stage, as far as its quality allows.
@@ -131,9 +133,10 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
         seen.
       test: the same, for the final table. None takes a random half of `val` away for it.
       max_drop: accuracy that may be lost, as a share, >= 0; of other tasks the share by which the loss may rise.
-      measure: `(y, outputs) -> quality`, arrays nested as the model nests them, higher is better, which `max_drop` is
-        then measured in. None is the accuracy of classes of one output; of other tasks and several outputs
-        1 - loss / loss of the original: the compiled losses and their weights, with sample weights, without penalties.
+      measure: `(y, outputs) -> quality`, arrays nested as the model nests them, higher is better; or, of a model with
+        one output, the name of a measure of `report.compare`, e.g. "f1_macro" or "r2". `max_drop` is then in its units.
+        None is the accuracy of classes of one output; of other tasks and several outputs 1 - loss / loss of the
+        original: the compiled losses and their weights, with sample weights, without penalties.
       stages: names of the above in this order; or {name: strengths, from the weakest to the strongest}.
       epochs: of each candidate's training, >= 1.
       directory: where candidates are kept, as numbers and JSON. The same call with the same directory goes on where
@@ -273,7 +276,7 @@ class _Search:
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
         self.record.keep(row, model if good else None)
-        _log.info("%s: %s", name, why or f"drop {100 * row['drop']:.2f} points of {100 * allowed:.2f}, "
+        _log.info("%s: %s", name, row["why"] or f"drop {100 * row['drop']:.2f} points of {100 * allowed:.2f}, "
                                          f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
         return row, model if good else None
 

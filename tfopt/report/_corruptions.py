@@ -92,9 +92,9 @@ def clouds(noise, decay):
 
     `noise` is uniform, [batch, height, width].
     """
-    size = noise.shape[1:3]
+    size = tuple(map(int, noise.shape[1:3]))
     numbers, total, weight, grid = tf.reshape(noise, (-1, size[0] * size[1])), 0.0, 1.0, 2
-    while grid <= min(size) and grid * grid <= numbers.shape[1]:
+    while grid <= min(size) and grid * grid <= int(numbers.shape[1]):
         octave, numbers = numbers[:, :grid * grid], numbers[:, grid * grid:]
         total += weight * tf.image.resize(tf.reshape(octave, (-1, grid, grid, 1)), size)
         weight, grid = weight / decay ** 2, 2 * grid - 1

@@ -61,7 +61,7 @@ class Scores:
             return replay(graph, inputs, operation)
 
         found = given = one_output(run(self.graph, "", x), self.names, self.output)
-        _, op, args = calls.get(id(found), (found, None, ()))
+        op, args = calls.get(id(found), (found, None, []))[1:]
         if isinstance(op, keras.layers.Softmax) or (isinstance(op, keras.layers.Activation) and op.activation in ENDS):
             found = args[0]
         elif isinstance(op, keras.layers.Layer) and getattr(op, "activation", None) in ENDS:

@@ -203,13 +203,16 @@ def sample_of_model(model: Measured, data: Data, caller: str, output: str | None
     return next(iter(found.values())) if output is None else found[output]
 
 
-def evaluate(model: Measured, data: Data, measures: Measures, caller: str) -> dict[str, float]:
+def evaluate(model: Measured, data: Data, measures: Measures, caller: str, *,
+             like: "Measured | None" = None) -> dict[str, float]:
     """{measure: value} without intervals; of several outputs {"<output>_<measure>": value}.
 
-    For whoever asks often: `compress` and `tune`. `_measures.MEASURES[name].direction` says which way is better.
+    For whoever asks often: `compress` and `tune`. `_measures.MEASURES[name].direction` says which way is better; `like`
+    is a model with a compiled loss, which says what the outputs of another or of a file mean.
     """
     _quality.require_known(measures)
-    return _quality.evaluate(*outputs_on({"": model}, data, caller), measures)
+    models = {"": model} if like is None else {"": model, "like": like}
+    return _quality.evaluate(*outputs_on(models, data, caller), measures)
 
 
 def _first_inputs(models):

@@ -139,8 +139,8 @@ def _unfit(name, parts):
 
 
 def evaluate(subjects, outputs, labels, choice):
-    """{measure: value} of one model, without intervals; of several outputs {"<output>_<measure>": value}."""
-    found, = samples(subjects, outputs, labels).values()
+    """{measure: value} of the first model, without intervals; of several outputs {"<output>_<measure>": value}."""
+    found = next(iter(samples(subjects, outputs, labels).values()))
     names = chosen(choice, {output: [sample] for output, sample in found.items()})
     return {f"{output}_{name}" if len(found) > 1 else name: value(name, sample)
             for output, sample in found.items() for name in names[output]}

@@ -202,7 +202,7 @@ def robustness(models: "dict[str, keras.Model | LiteModel] | list[keras.Model | 
     cells = [("clean", 0), *((name, severity) for name in dict.fromkeys(corruptions or _corruptions.NAMES)
                              for severity in sorted(set(severities)))]
     bar = keras.utils.Progbar(len(cells), verbose=1 if verbose == "auto" else verbose, unit_name="corruption")
-    means, logits, shown = {}, {}, {}
+    means, logits, shown, measure = {}, {}, {}, ""
     total = {name: np.zeros(len(images)) for name in models}
     with running(models, images[:1].reshape(1, *data.x.shape[1:])) as subjects:
         y = np.asarray(one_output(data.y, names_of(subjects), output))
