@@ -276,8 +276,9 @@ class _Search:
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
         self.record.keep(row, model if good else None)
-        _log.info("%s: %s", name, row["why"] or f"drop {100 * row['drop']:.2f} points of {100 * allowed:.2f}, "
-                                         f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
+        said = row["why"] or (f"drop {100 * float(row['drop'] or 0):.2f} points of {100 * allowed:.2f}, "
+                              f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
+        _log.info("%s: %s", name, said)
         return row, model if good else None
 
     def _made(self, stage, strength):

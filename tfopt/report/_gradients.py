@@ -1,6 +1,7 @@
 """Gradients of a Keras model's scores: with respect to its inputs, or to the features of a layer."""
 
 import inspect
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Scores:
     def __init__(self, subject, output, names, shape):
         self.model, self.graph = subject.model, subject.graph
         self.output, self.names, self.shape = output, names, shape
-        self.ends = ()                                     # the last tensors: the output, what the scores are made of
+        self.ends: tuple[Any, ...] = ()                    # the last tensors: the output, what the scores are made of
 
     def __call__(self, x, seen=None):
         """The scores; `seen(path, tensor)` is called with what each layer hands on, in order."""
