@@ -95,7 +95,7 @@ def test_without_a_whole_state_it_stops(tmp_path):
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path):
     folder = written(tmp_path, 1)
-    shutil.copytree(folder.at(1), tmp_path / ".half-000002")
+    shutil.copytree(folder.at(1), tmp_path / ".part-1a2b3c4dstate-000002")
     assert folder.newest()[0] == 1
     folder.write({}, {})
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["state-000001", "state-000002"]

@@ -7,7 +7,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -17,6 +16,7 @@ import zlib
 
 import numpy as np
 
+from .. import _files
 from .._check import require
 from .._keras import tf
 
@@ -84,24 +84,20 @@ class Folder:
     def write(self, state, arrays):
         """Adds a state, then removes damaged ones and the oldest beyond `keep`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for half in self.path.glob(".half-*"):
-            shutil.rmtree(half)
-        last = max(self.numbers(), default=0)
-        half = self.path / f".half-{last + 1:06}"
-        half.mkdir()
+        for left in self.path.glob(".part-*"):                       # `Resume` holds the lock: nobody else is writing
+            shutil.rmtree(left)
         # numpy's files know no bfloat16 and its like
         forms = {name: array.dtype.name for name, array in arrays.items() if array.dtype.kind == "V"}
         plain = {name: array.view(f"u{array.itemsize}") if name in forms else array for name, array in arrays.items()}
         text = json.dumps({**state, "forms of arrays": forms}).encode()
-        _write(half / "arrays.npz", lambda file: np.savez(file, **plain))
-        with zipfile.ZipFile(half / "arrays.npz") as archive:
-            sums = {info.filename: info.CRC for info in archive.infolist()}
-        _write(half / "state.json", lambda file: file.write(text))
-        manifest = {"format": FORMAT, "state.json": hashlib.sha256(text).hexdigest(), "arrays.npz": sums}
-        _write(half / "manifest.json", lambda file: file.write(json.dumps(manifest).encode()))
-        _sync(half)
-        half.rename(self.at(last + 1))
-        _sync(self.path)
+        with _files.whole(self.at(max(self.numbers(), default=0) + 1)) as part:
+            part.mkdir()
+            np.savez(part / "arrays.npz", **plain)
+            with zipfile.ZipFile(part / "arrays.npz") as archive:
+                sums = {info.filename: info.CRC for info in archive.infolist()}
+            (part / "state.json").write_bytes(text)
+            manifest = {"format": FORMAT, "state.json": hashlib.sha256(text).hexdigest(), "arrays.npz": sums}
+            (part / "manifest.json").write_text(json.dumps(manifest))
         good = [number for number in self.numbers() if number not in self.damaged]
         for number in [*self.damaged, *good[self.keep:]]:
             shutil.rmtree(self.at(number), ignore_errors=True)
@@ -138,24 +134,3 @@ def _arrays(path, sums):
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
             zlib.error) as error:
         raise DamagedError(f"arrays.npz fails its checksum ({error})") from None
-
-
-def _write(path, fill):
-    with path.open("wb") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder):
-    """Makes the names in a folder last; not every system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
