@@ -5,6 +5,8 @@ import functools
 import itertools
 import re
 
+import pandas as pd
+
 from .. import _models
 from .._check import MODEL, TEXT, Instance, Whole, checked, require
 from .._keras import graph_of, inner_layers, keras, parts_of, uses
@@ -192,7 +194,7 @@ def _name(layers):
 
 
 @checked(model=MODEL)
-def plan(model: keras.Model) -> Frame:
+def plan(model: keras.Model) -> pd.DataFrame:
     """Blocks of a network by depth, from input to head: what `rates`, `freeze` and `Unfreeze` go by.
 
     A block ends where all that comes from an input passes through one tensor: behind each layer of a chain, behind the

@@ -34,7 +34,8 @@ class ClassReport:
     """
 
     def __init__(self, frame: pd.DataFrame, confusion: pd.DataFrame | None) -> None:
-        self.frame, self.confusion = Frame(frame), confusion
+        self.frame: pd.DataFrame = Frame(frame)
+        self.confusion: pd.DataFrame | None = confusion
 
     def __repr__(self) -> str:
         return repr(self.frame.round(3))
