@@ -289,8 +289,8 @@ def test_finding_a_rate():
     assert 1e-4 < schedules.find(model, (X, learnable), steps=40, verbose=0).rate < 1
     assert_same(before, values(model))
     alone, rated = net(), net()
-    alone.compile(keras.optimizers.SGD(0.1), LOSS)
-    rated.compile(finetune.rates(rated, keras.optimizers.SGD(0.1), decay=1.0), LOSS)
+    alone.compile(keras.optimizers.AdamW(0.1), LOSS)
+    rated.compile(finetune.rates(rated, keras.optimizers.AdamW(0.1), decay=1.0), LOSS)
     found = [schedules.find(one, (X, learnable), steps=40, verbose=0).rate for one in (alone, rated)]
     assert found[0] == found[1]
 
@@ -327,15 +327,19 @@ def test_mixed_precision():
 def test_wrapped_models_and_students():
     model = net()
     for wrapped in (prune.wrap(model, 0.5, end=10), quantize.wrap(model)):
-        optimizer = finetune.rates(model, keras.optimizers.SGD(0.1), decay=0.5)
+        optimizer = finetune.rates(wrapped, keras.optimizers.SGD(0.1), decay=0.5)
         train(wrapped, optimizer, 1)
         kernels = [weight for weight in wrapped.trainable_variables if weight.name == "kernel"]
-        assert [optimizer.optimizers.index(optimizer.of(kernel)) for kernel in kernels] == [0, 1, 2, 3]
+        places = [optimizer.optimizers.index(optimizer.of(kernel)) for kernel in kernels]
+        assert places == sorted(set(places))                              # the rounding of inputs is a block of its own
+        assert (places[0], places[-1]) == (0, len(optimizer.optimizers) - 1)
     student = finetune.freeze(model)
     learner = distill.Distiller(net(seed=1), student, distill.Logits(from_logits=True))
     train(learner, finetune.rates(student, "adam"), 3, callbacks=[finetune.Unfreeze()])
     assert finetune.plan(student).trainable.tolist() == [False, True, True, True]
-    assert not learner.teacher.trainable_variables
+    trained = {id(variable) for variable in learner.trainable_variables}
+    assert trained
+    assert not trained & {id(variable) for variable in learner.teacher.variables}
 
 
 @pytest.mark.slow
@@ -344,7 +348,7 @@ def test_compress(tmp_path):
     train(model, finetune.rates(model, keras.optimizers.Adam(warm_up()), decay=0.5), 1)
     data = X, Y
     result = compress.run(model, data, data, max_drop=0.5, stages=("prune",), epochs=1)
-    assert result.model is not None
+    assert result.best is not model
 
 
 # ------------------------------------------------------------------------------------------------------ unfreeze
@@ -401,7 +405,7 @@ def test_thawing_equals_training_by_hand():
 
 @pytest.mark.slow
 def test_a_thawed_block_starts_as_it_would_have_at_first():
-    """The first step of Adam is the rate, whatever the gradient; with steps counted from the start it is larger."""
+    """The first step of Adam is the rate, whatever the gradient; with steps counted from the start it is not."""
     sizes = {}
     for rated in (False, True):
         model, watch = finetune.freeze(net()), Watch()
@@ -410,7 +414,8 @@ def test_a_thawed_block_starts_as_it_would_have_at_first():
         model.fit(X, Y, batch_size=60, epochs=51, verbose=0, callbacks=[finetune.Unfreeze(50), watch])
         sizes[rated] = np.abs(watch.seen[-1][1][8] - watch.seen[-2][1][8]).max()
     np.testing.assert_allclose(sizes[True], 1e-3, rtol=1e-3)
-    assert 2e-3 < sizes[False] < 4e-3
+    late = (1 - 0.9) / (1 - 0.9 ** 51) / np.sqrt((1 - 0.999) / (1 - 0.999 ** 51))       # its moments begin at step 51
+    np.testing.assert_allclose(sizes[False], 1e-3 * late, rtol=2e-2)
 
 
 def test_a_schedule_goes_on_for_a_block_that_waited():

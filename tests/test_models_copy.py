@@ -368,4 +368,4 @@ def test_one_place_makes_layers_again():
     makes = r"(type\((layer|op|part)\)\.from_config|\bkind\.from_config|clone_model\()"
     call = re.compile(rf"^(?!.*(>>>|tf_keras)).*{makes}", re.MULTILINE)
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if call.search(path.read_text())}
-    assert found == {"_models/copies.py"}
+    assert found == {"_models/copies.py", "quantize/_train.py"}      # which only tries it, before a file is written

@@ -621,7 +621,7 @@ REFUSED = [
     (lambda: schedules.find(uncompiled(), points()), ValueError, "the model must be compiled"),
     (lambda: schedules.find(line(optimizer=None), points()), ValueError, "the model must be compiled"),
     (lambda: schedules.find(unbuilt(), points()), ValueError, "the model must be built"),
-    (lambda: schedules.find(several(), points()), ValueError, "the model must have one optimizer"),
+    (lambda: schedules.find(several(), points()), ValueError, "the optimizer must have one rate that can be set"),
     (lambda: schedules.find(line(), [1, 2]), ValueError, "`data` must hold x of the shape of the model"),
     (lambda: schedules.find(line(), points(), low=0), ValueError, "`low` must be"),
     (lambda: schedules.find(line(), points(), high=1e-9), ValueError, "`high` must be"),

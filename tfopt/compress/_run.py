@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, _files, _models, cluster, prune, quantize, report
-from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, checked, require
+from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, Rule, checked, require
 from .._keras import keras, seeded
 from .._tables import Frame
 from .._typing import Data, PathLike
@@ -98,8 +98,12 @@ class Result:
 # The helper
 
 
-@checked(model=MODEL, max_drop=Number(low=0), measure=FUNCTION | OneOf(*MEASURES), epochs=EPOCHS, directory=PATH,
-         seed=SEED)
+STAGE_NAMES = Rule("names of stages, or a dict {stage: strengths}", lambda value: isinstance(value, list | tuple | dict)
+                   and all(isinstance(name, str) for name in value))
+
+
+@checked(model=MODEL, max_drop=Number(low=0), measure=FUNCTION | OneOf(*MEASURES), stages=STAGE_NAMES,
+         epochs=EPOCHS, directory=PATH, seed=SEED)
 def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,  # noqa: PLR0913
         max_drop: float = 0.005,
         measure: Callable[[Any, Any], float] | str | None = None,
