@@ -3,14 +3,14 @@
 import contextlib
 
 from .._check import require
-from ._measure import _subject
+from ._measure import subject_of
 from ._quality import by_output
 
 
 @contextlib.contextmanager
 def running(models, example):
     """{name: subject} of models that are put back as they were; `example` is a batch of inputs."""
-    subjects = {name: _subject(model, name, example[:1]) for name, model in models.items()}
+    subjects = {name: subject_of(model, name, example[:1]) for name, model in models.items()}
     with contextlib.ExitStack() as stack:
         for subject in subjects.values():
             stack.enter_context(subject.unchanged())

@@ -177,7 +177,7 @@ def _opened(models, data, caller, stack):
             _models.require_model(model, caller)
     source = None if data is None else _data.read(data, _first_inputs(models), targets="required")
     example = None if source is None else source.head(1).x
-    subjects = {name: _subject(model, name, example) for name, model in models.items()}
+    subjects = {name: subject_of(model, name, example) for name, model in models.items()}
     known = next((subject.output_names for subject in subjects.values() if subject.output_names), ())
     for subject in subjects.values():
         if is_lite(subject.model):                                   # whose file does not name them
@@ -225,7 +225,7 @@ def _first_inputs(models):
     return None
 
 
-def _subject(model, name, example):
+def subject_of(model, name, example):
     if is_lite(model):
         from ._lite import LiteSubject
         return LiteSubject(model)
