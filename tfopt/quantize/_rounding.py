@@ -20,7 +20,7 @@ _POSITIONS = 4096           # places of an image, over all samples, that a layer
 _DAMPING = 0.3              # share of the mean variance that is added to every variance
 _PASSES, _BLOCK = 2, 128
 _HIGHEST = {8: 127, 4: 7}
-_LARGEST = 2.0 ** 30        # of a bias in integers
+_LARGEST = {8: 2.0 ** 30, 4: 2.0 ** 26}  # of a bias in integers; XNNPACK counts in 16ths with kernels of 4 bits
 _MEMORY = 2 ** 29           # bytes that the samples' largest tensor may take
 _SHARED = 256               # kernels with no more different values hold shared ones, which stay as they are
 
@@ -143,7 +143,7 @@ class _Layer:
 
     def _least_scale(self):
         """Of each row: with less, as where all weights are zero, the bias in integers would be too large."""
-        return 2 * np.abs(self.bias) / (_LARGEST * self._step()) if self._has_integer_bias() else 0.0
+        return 2 * np.abs(self.bias) / (_LARGEST[self.bits] * self._step()) if self._has_integer_bias() else 0.0
 
     def _step(self):
         return file.tensor(self.model, self.op.inputs[0]).quantization.scale[0]
@@ -180,7 +180,7 @@ class _Layer:
             return True
         steps = scale * self._step()
         old, new = file.constant(self.model, self.op.inputs[2]), np.round(wanted / steps)
-        new = np.where(np.abs(new) < _LARGEST, new, old)   # in 8 bits a channel without weights has no room in its bias
+        new = np.where(np.abs(new) < _LARGEST[self.bits], new, old)   # in 8 bits: a channel without weights has no room
         file.set_constant(self.model, self.op.inputs[2], new.astype(old.dtype))
         return True
 
