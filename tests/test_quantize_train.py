@@ -379,6 +379,22 @@ def test_files_in_four_bits_compute_what_the_model_computes(build):
     assert lite.report["max_difference"] < 0.06 * np.abs(model.predict(x, verbose=0)).max()
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_channels_without_weights_keep_their_bias(bits, spread, rng):
+    model = keras.Sequential([keras.Input((6, 6, 4)), keras.layers.Conv2D(4, 3), keras.layers.DepthwiseConv2D(3)])
+    bias = 0.7 + spread * np.arange(4)                     # the same for all channels: the converter has a fault there
+    for layer in model.layers:
+        kernel = layer.kernel.numpy()
+        kernel.reshape(-1, 4)[:, 1:3] = 0, 1e-12
+        layer.set_weights([kernel, bias])
+    x = rng.normal(size=(32, 6, 6, 4)).astype("float32")
+    aware = quantize.calibrate(quantize.wrap(model, bits=bits), x)
+    expected, found = aware.predict(x, verbose=0), quantize.convert(aware).predict(x)
+    np.testing.assert_allclose(found, expected, atol=0.01 * np.ptp(expected))
+    np.testing.assert_allclose(found[..., 1:3], np.broadcast_to(bias[1:3], found[..., 1:3].shape), atol=0.02)
+
+
 def test_zeros_and_shared_values_in_four_bits_saved_and_loaded(tmp_path):
     x, y = images()
     trained = quantize.calibrate(quantize.wrap(sparse_and_shared(classifier()), bits=4, preserve="both"), x)

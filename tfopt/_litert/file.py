@@ -150,6 +150,20 @@ def set_constant(model, index, array):
     model.buffers[tensor(model, index).buffer].data = np.frombuffer(array.tobytes(), np.uint8)
 
 
+def spread_biases(model):
+    """Counts a bias that is the same for all channels in steps of each channel: the converter takes those of the first.
+
+    It does so where it knows the ranges from training, with a bias that is one number repeated.
+    """
+    for held in (held for graph in model.subgraphs for held in graph.tensors):
+        if held.type != schema.TensorType.INT32 or not _has_scale(held) or not _is_constant(model, held):
+            continue
+        values, scale = _values(model, held), held.quantization.scale
+        if values.shape == scale.shape and len(scale) > 1 and (values == values[0]).all():
+            model.buffers[held.buffer].data = np.frombuffer(
+                np.round(values[0] * (scale[0] / scale)).astype("int32").tobytes(), np.uint8)
+
+
 def set_four_bits(model, index, array, scale):
     """Makes a tensor one of integers -8..7, two in a byte, with these scales of its channels (its first axis)."""
     held, flat = tensor(model, index), array.reshape(-1)

@@ -6,6 +6,7 @@ from tensorflow_model_optimization.python.core.quantization.keras import quantiz
 from .._keras import tf
 
 _ACTIVATIONS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
+_LEAST = 2.0 ** -14, 2.0 ** -10  # of a channel's range, of the largest weight and of its own bias
 _FLOAT_STARTS = {"mean": (-6.0, 6.0), "all": (0.0, 0.0)}   # TFMOT's own
 
 
@@ -36,12 +37,13 @@ class ActivationQuantizer:
 class KernelQuantizer(quantizers.LastValueQuantizer):
     """TFMOT's quantizer of kernels, that keeps the zeros and the shared values a kernel has at the start.
 
-    It follows TFMOT's prune-preserving, cluster-preserving and both-preserving quantizers, with four differences. A
+    It follows TFMOT's prune-preserving, cluster-preserving and both-preserving quantizers, with five differences. A
     depthwise kernel has one scale for each output channel, as in LiteRT (TFMOT has one for all, since its last axis is
-    the depth multiplier). What is preserved lies in variables, so that it is saved with the model. A centroid is held
-    at zero only if it is zero (TFMOT does it with the smallest of every channel, which wipes out 1x1 convolutions). And
-    whether values are shared by channel or by the whole kernel is given, not guessed (a wrong guess multiplies the
-    number of values).
+    the depth multiplier). A channel whose weights are all but zero has a range nevertheless: LiteRT counts its bias in
+    steps of that range, and has no more than 2 ** 31 of them. What is preserved lies in variables, so that it is saved
+    with the model. A centroid is held at zero only if it is zero (TFMOT does it with the smallest of every channel,
+    which wipes out 1x1 convolutions). And whether values are shared by channel or by the whole kernel is given, not
+    guessed (a wrong guess multiplies the number of values).
 
     Args:
       layout: "channels" for one scale an output channel (the last axis), "depthwise" for one each of the last two axes,
@@ -67,7 +69,7 @@ class KernelQuantizer(quantizers.LastValueQuantizer):
                 found["nonzero"] = tuple(self.centroids), "float32", False
         return found
 
-    def start(self, value, variables):
+    def start(self, value, variables, bias=None):
         """Sets the variables by the kernel `value`: its range (where TFMOT starts at +-6), zeros and shared values."""
         if self.zeros:
             variables["kept"].assign((value != 0).astype("float32"))
@@ -77,7 +79,7 @@ class KernelQuantizer(quantizers.LastValueQuantizer):
             variables["indices"].assign(np.abs(value[..., None] - table).argmin(-1).astype("int32"))
             if self.zeros:
                 variables["nonzero"].assign((table != 0).astype("float32"))
-        self(value, True, variables)
+        self(value, True, variables, bias)
 
     def kernel(self, weight, variables, training=False):
         """The kernel before it is rounded. The gradient reaches the table and, straight through, the weights."""
@@ -98,15 +100,28 @@ class KernelQuantizer(quantizers.LastValueQuantizer):
         shared = tf.gather(table, indices) + (weight - tf.stop_gradient(weight))
         return shared * variables["kept"] if self.zeros else shared
 
-    def __call__(self, inputs, training, weights, **kwargs):
+    def __call__(self, inputs, training, weights, bias=None):
         value = self.kernel(tf.convert_to_tensor(inputs), weights, training)
         if self.layout == "depthwise":
-            flat = super().__call__(tf.reshape(value, (*value.shape[:2], 1, -1)), training, weights, **kwargs)
-            return tf.reshape(flat, value.shape)
-        if self.layout == "transposed":
-            turned = super().__call__(tf.transpose(value, (0, 1, 3, 2)), training, weights, **kwargs)
-            return tf.transpose(turned, (0, 1, 3, 2))
-        return super().__call__(value, training, weights, **kwargs)
+            flat = super().__call__(tf.reshape(value, (*value.shape[:2], 1, -1)), training, weights)
+            rounded = tf.reshape(flat, value.shape)
+        elif self.layout == "transposed":
+            turned = super().__call__(tf.transpose(value, (0, 1, 3, 2)), training, weights)
+            rounded = tf.transpose(turned, (0, 1, 3, 2))
+        else:
+            rounded = super().__call__(value, training, weights)
+        if training:
+            self._widen(value, weights, bias)
+        return rounded
+
+    def _widen(self, value, weights, bias):
+        low, high = weights["min_var"], weights["max_var"]
+        least = _LEAST[0] * tf.reduce_max(tf.abs(value))
+        if bias is not None:
+            bias = tf.abs(tf.convert_to_tensor(bias))
+            least = tf.maximum(least, _LEAST[1] * (bias if low.shape.rank else tf.reduce_max(bias)))
+        low.assign(tf.minimum(low, -least))
+        high.assign(tf.maximum(high, least))
 
 
 def centroids_of(value, shape):

@@ -103,6 +103,8 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
             lambda one, mode: _to_lite(one, structure, samples, mode, False)[0])
     parsed = file.parse(content)
     ops = file.operations(parsed)
+    if trained:
+        file.spread_biases(parsed)
     if batch == 1:
         file.open_batch(parsed)
     sign = _Signature(structure, outputs)

@@ -93,7 +93,7 @@ class RoundedKernel:
 
     def start_rounding(self):
         """Takes range, zeros and shared values from the kernel as it is now."""
-        self._quantizer.start(keras.ops.convert_to_numpy(self.kernel), self._values())
+        self._quantizer.start(keras.ops.convert_to_numpy(self.kernel), self._values(), self.bias)
 
     def kernels(self):
         """The kernel as the model computes with it, before and after rounding: two arrays."""
@@ -104,7 +104,7 @@ class RoundedKernel:
     def call(self, inputs, training=None):
         if _exact.get() and tf.executing_eagerly():
             return super().call(inputs)
-        rounded = self._quantizer(self.kernel.value, bool(training), self._values())
+        rounded = self._quantizer(self.kernel.value, bool(training), self._values(), self.bias)
         with keras.StatelessScope([(self.kernel, rounded)], initialize_variables=False):
             return super().call(inputs)
 
