@@ -183,7 +183,10 @@ def real(array, held):
     """Integers of a tensor as the numbers they stand for, float32."""
     if array.dtype.kind == "f" or not _has_scale(held):
         return array
-    return ((array.astype("float32") - held.quantization.zeroPoint[0]) * held.quantization.scale[0]).astype("float32")
+    values = array.astype("float32")
+    values -= np.float32(held.quantization.zeroPoint[0])
+    values *= np.float32(held.quantization.scale[0])
+    return values
 
 
 def stored(array, held):

@@ -18,7 +18,7 @@ from . import _ranges
 
 _POSITIONS = 4096           # places of an image, over all samples, that a layer's statistics are taken from
 _DAMPING = 0.3              # share of the mean variance that is added to every variance
-_PASSES, _BLOCK = 2, 128
+_PASSES, _BLOCK = 2, 64
 _HIGHEST = {8: 127, 4: 7}
 _LARGEST = {8: 2.0 ** 30, 4: 2.0 ** 26}  # of a bias in integers; XNNPACK counts in 16ths with kernels of 4 bits
 _MEMORY = 2 ** 29           # bytes that the samples' largest tensor may take
@@ -154,19 +154,19 @@ class _Layer:
             centered = samples - samples.mean(0)
             h = (centered.T @ centered).astype("float64") / len(samples)
         else:                                              # depthwise: (n, channels, K)
-            samples = np.repeat(samples, len(rows) // samples.shape[1], axis=1)
-            weight = self._passing(np.einsum("nck,ck->nc", samples, rows))
-            mean = np.einsum("nc,nck->ck", weight, samples) / weight.sum(0)[:, None]
-            centered = samples - mean
-            h = np.einsum("nc,nck,ncl->ckl", weight, centered, centered, optimize=True) / weight.sum(0)[:, None, None]
+            samples = np.repeat(samples, len(rows) // samples.shape[1], axis=1).swapaxes(0, 1)
+            weight = self._passing(samples @ rows[:, :, None].astype("float32"))
+            weight /= weight.sum(1, keepdims=True)
+            centered = samples - (weight * samples).sum(1, keepdims=True)
+            h = ((weight * centered).swapaxes(1, 2) @ centered).astype("float64")
         damping = _DAMPING * np.trace(h, axis1=-2, axis2=-1)[..., None, None] / h.shape[-1] + 1e-12
         return h + damping * np.eye(h.shape[-1])
 
     def _passing(self, outputs):
-        """1 where the activation lets an output through, little elsewhere: (n, channels)."""
+        """1 where the activation lets an output through, little elsewhere: (channels, n, 1)."""
         low, high = file.activation_range(self.op)
-        outputs = outputs + (0.0 if self.bias is None else self.bias)
-        return np.where((outputs > low) & (outputs < high), 1.0, 0.01)
+        outputs = outputs + (0.0 if self.bias is None else self.bias[:, None, None])
+        return np.where((outputs > low) & (outputs < high), np.float32(1), np.float32(0.01))
 
     def _set_bias(self, rows, rounded, x_float, x, scale):
         """Makes the mean of the outputs that of the float file; a bias of another scale is written anew in any case."""
@@ -239,9 +239,8 @@ def _means(kind, op, shape, x, rows):
     """Mean of each value that a row of the kernel meets, over all places: (rows or 1, K)."""
     if kind == "FULLY_CONNECTED":
         return x.reshape(-1, shape[-1]).mean(0, dtype="float64")[None]
-    view = _windows(op, shape, x)
-    means = np.stack([np.stack([view[..., i, j].mean((0, 1, 2), dtype="float64") for j in range(view.shape[5])], -1)
-                      for i in range(view.shape[4])], -2)  # (channels, height, width)
+    view = _windows(op, shape, x.mean(0, dtype="float64", keepdims=True))
+    means = view.mean((0, 1, 2))                           # (channels, height, width)
     if kind == "CONV_2D":
         return means.transpose(1, 2, 0).reshape(1, -1)
     return np.repeat(means.reshape(len(means), -1), rows // len(means), axis=0)
@@ -282,14 +281,13 @@ def _compensated(w, h, zeros, highest):
     """Each column is rounded, and the columns after it make up for its error."""
     upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(h)), -1, -2)
     q = np.zeros_like(w)
-    for start in range(0, w.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, w.shape[1])
+    for start, stop in _blocks(h):
         errors = np.zeros((len(w), stop - start))
         for j in range(start, stop):
             q[:, j] = np.where(zeros[:, j], 0, np.clip(np.round(w[:, j]), -highest, highest))
             errors[:, j - start] = (w[:, j] - q[:, j]) / upper[..., j, j]
             w[:, j:stop] -= errors[:, j - start, None] * upper[..., j, j:stop]
-        if stop < w.shape[1]:                              # only a shared `h` is so large
+        if stop < w.shape[1]:
             w[:, stop:] -= errors @ upper[start:stop, stop:]
     return q
 
@@ -298,16 +296,21 @@ def _descended(w, q, h, zeros, highest):
     """Each integer in turn takes its best value while the others stay."""
     q = q.copy()
     slope = (w - q) @ h if h.ndim == 2 else np.einsum("rk,rkl->rl", w - q, h)
-    for start in range(0, w.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, w.shape[1])
+    for start, stop in _blocks(h):
         steps = np.zeros((len(w), stop - start))
         for j in range(start, stop):
             best = np.clip(q[:, j] + np.round(slope[:, j] / h[..., j, j]), -highest, highest)
             steps[:, j - start] = step = np.where(zeros[:, j], 0, best - q[:, j])
             q[:, j] += step
-            slope[:, start:stop] -= step[:, None] * h[..., j, start:stop]
-        if h.ndim == 2 and w.shape[1] > _BLOCK:
-            inside = slope[:, start:stop].copy()
-            slope -= steps @ h[start:stop]
-            slope[:, start:stop] = inside
+            moved = step.nonzero()[0]                      # few of the rows
+            slope[moved, start:stop] -= step[moved, None] * (h if h.ndim == 2 else h[moved])[..., j, start:stop]
+        if stop < w.shape[1]:
+            slope[:, stop:] -= steps @ h[start:stop, stop:]
     return q
+
+
+def _blocks(h):
+    """(start, stop) of the columns that are treated one by one; those after them follow all at once."""
+    size = h.shape[-1]
+    step = _BLOCK if h.ndim == 2 else size                 # a `h` for each row has no product for all of them
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
