@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import _models
+from tfopt import _keras, _models, cluster, prune
 
 L = keras.layers
 WORDS = ["a b c", "cat a", "cat", "dog dog dog"]
@@ -264,12 +264,72 @@ def test_a_subclass_stays_what_it_is(make):
 
 
 class Hopeless(L.Layer):
+    """Computes by a function that holds on to a layer: a copy would train the layer of the original."""
+
     def __init__(self, inner):
         super().__init__()
-        self.kept = inner
+        self.kept, self.function = inner, lambda x: inner(x)
 
     def call(self, x):
-        return self.kept(x)
+        return self.function(x)
+
+
+class Stacked(keras.Model):
+    """Keeps few of its arguments, none under its name, and makes layers in `build`; its order is not that of `call`."""
+
+    def __init__(self, widths, blocks, rate=0.5):
+        super().__init__()
+        self.how_often = blocks + 1
+        self.parts = {"last": L.Dense(3), "rest": [L.Dense(width, "relu") for width in widths]}
+        self.drop, self.seen = L.Dropout(rate), keras.metrics.Mean(name="seen")
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+        self.head = keras.Sequential([L.LayerNormalization(), Bare(8)])
+        super().build(shape)
+
+    def call(self, x):
+        x = self.head(x * self.scale)
+        for _ in range(self.how_often):
+            for layer in self.parts["rest"]:
+                x = layer(x)
+        return self.parts["last"](self.drop(x))
+
+
+def stacked():
+    model = Stacked([8, 8], 2, rate=0.25)
+    model(np.ones((2, 8), "float32"))
+    for variable in model.variables:
+        if "float" in variable.dtype:
+            variable.assign(variable + 0.1)
+    return model
+
+
+def test_a_class_that_forgets_its_arguments_is_copied_as_it_stands():
+    model = stacked()
+    new = _models.copy(model)
+    assert _models.compare(model, new) == 0
+    assert (type(new), new.how_often, new.drop.rate, new.seen.name) == (Stacked, 3, 0.25, "seen")
+    assert [variable.name for variable in new.variables] == [variable.name for variable in model.variables]
+    assert not {id(a) for a in _keras.parts_of(model)} & {id(b) for b in _keras.parts_of(new)}
+    before = [np.array(variable) for variable in model.variables]
+    new.compile("adam", "mse")
+    new.fit(np.ones((4, 8)), np.zeros((4, 3)), verbose=0)
+    assert all(map(np.array_equal, before, model.variables))
+    assert sum(not np.array_equal(a, b) for a, b in zip(before, new.variables, strict=True)) >= 10
+
+
+def test_a_class_that_forgets_its_arguments_is_pruned_and_clustered():
+    model, x = stacked(), np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    for module, option in ((prune, 0.5), (cluster, 4)):
+        wrapped = module.wrap(model, option)
+        wrapped.compile("adam", "mse")
+        wrapped.fit(x, x[:, :3], verbose=0)
+        plain = module.strip(wrapped)
+        np.testing.assert_allclose(plain(x), wrapped(x, training=False), rtol=1e-5, atol=1e-5)
+        kernel = np.array(plain.parts["rest"][0].kernel)
+        assert (kernel == 0).mean() >= 0.5 if module is prune else len(np.unique(kernel)) <= 4
+        assert plain.parts["rest"][0].kernel.constraint is None
 
 
 @pytest.mark.parametrize(("make", "rule"), [

@@ -171,7 +171,11 @@ class Arrays:
 
     def fit_arguments(self, batch_size: int) -> dict[str, Any]:
         """Keyword arguments of `fit` and `evaluate`."""
-        return {"x": self.x, "y": self.y, "sample_weight": self.sample_weight, "batch_size": batch_size}
+        def plain(part):                                   # without a second axis Keras takes no words but tensors
+            return tf.constant(part) if part is not None and part.dtype.kind in "SU" else part
+
+        return {"x": keras.tree.map_structure(plain, self.x), "y": keras.tree.map_structure(plain, self.y),
+                "sample_weight": self.sample_weight, "batch_size": batch_size}
 
     def rows(self, chosen: Any) -> "Arrays":
         """Some of the examples: a slice, or an array of their numbers."""
@@ -286,7 +290,11 @@ def _inputs_of(model):
     if not isinstance(model, keras.Model):
         return model
     graph = graph_of(model)
-    return None if graph is None else graph.input
+    if graph is not None:
+        return graph.input
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    found = keras.tree.map_shape_structure(lambda shape: keras.KerasTensor([None] * len(shape)), shapes or ())
+    return found if len(keras.tree.flatten(found)) > 1 else None       # of how many inputs it was called with
 
 
 def _rank_change_of(part, tensor):

@@ -88,6 +88,13 @@ def build_again(optimizer, variables):
     return True
 
 
+def built_for(optimizer, variables):
+    """The places among `variables` of those that an optimizer was built for; None if it is not built, or for others."""
+    places = {id(variable): place for place, variable in enumerate(variables)}
+    found = [places.get(id(variable)) for variable in getattr(optimizer, "_trainable_variables", None) or [None]]
+    return None if not optimizer.built or None in found else found
+
+
 def average_some(optimizer):
     """Lets an optimizer with `use_ema` end with the averages of some of its variables, until `average_all`."""
     def finalize(variables):

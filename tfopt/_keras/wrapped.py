@@ -30,9 +30,10 @@ class Wrapped:
           model: built, of a class of its own; whoever calls this owns it.
           recipe: JSON-like dict of what `attach` needs to know.
         """
-        model.__class__ = _derived(cls, type(model))
+        model.__class__, names = _derived(cls, type(model)), set(vars(model))
         vars(model).update(_recipe=recipe, _state=[])      # past Keras' tracking, which would wrap them
         model.attach()
+        vars(model)["_added"] = {*vars(model), "_added"} - names
         return model
 
     @property
@@ -79,12 +80,13 @@ class Wrapped:
         """While it lasts, the model is of the class that was wrapped, without the technique's variables."""
         derived, self.__class__ = type(self), type(self).__bases__[1]
         kinds, state = (self._trainable_variables, self._non_trainable_variables), set(map(id, self._state))
-        whole = [list(kind) for kind in kinds]
+        whole, added = [list(kind) for kind in kinds], {name: vars(self).pop(name) for name in self._added}
         for kind in kinds:
             kind[:] = [variable for variable in kind if id(variable) not in state]
         try:
             yield self
         finally:
+            vars(self).update(added)
             for kind, variables in zip(kinds, whole, strict=True):
                 kind[:] = variables
             self.__class__ = derived
@@ -93,7 +95,7 @@ class Wrapped:
         with self.plain():
             base = keras.saving.serialize_keras_object(self)
         base.pop("compile_config", None)                   # the wrapped model is compiled, once
-        return {"base": base, "recipe": self._recipe}
+        return {"base": base, "recipe": self.recipe}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -111,11 +111,12 @@ def kernels(model):
     """
     found = []
     for graph in model.subgraphs:
+        halves = {op.outputs[0]: op.inputs[0] for op in graph.operators if kind_of(model, op) == "DEQUANTIZE"}
         for op in graph.operators:
             kind = kind_of(model, op)
             if kind not in _KERNEL and kind != "TRANSPOSE_CONV":
                 continue
-            tensor = graph.tensors[op.inputs[1]]
+            tensor = graph.tensors[halves.get(op.inputs[1], op.inputs[1])]       # float16 is widened before it is used
             if _is_constant(model, tensor) and _TYPES[tensor.type] in _KERNEL_TYPES:
                 found.append((kind, tensor.name.decode(), graph.tensors[op.outputs[0]].name.decode(),
                               _values(model, tensor)))

@@ -49,8 +49,10 @@ def channels(op, values):
 
 
 def _layouts(kernel):
-    """A Keras kernel likewise: of Dense and convolutions, of a depthwise and of a transposed one."""
+    """A Keras kernel likewise: of Dense and convolutions, of heads, of a depthwise and of a transposed one."""
     yield np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
+    if kernel.ndim == 3:                                   # the heads of an attention layer are one axis in the file
+        yield kernel.reshape(len(kernel), -1).T
     if kernel.ndim == 4:
         yield kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).T
         yield np.moveaxis(kernel, 2, 0).reshape(kernel.shape[2], -1)

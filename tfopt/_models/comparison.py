@@ -12,6 +12,7 @@ from .._keras import graph_of, keras, parts_of, replay, seeded, tf, uses
 from .describe import array_of, describe, recurrent_states
 
 _OPEN = (8, 16, 32, 64, 128, 256)        # tried in this order for sizes that the model leaves open; images from 32 on
+_FEW = 4                                 # inputs of which each may be words
 _STYLES = ("normal", "uniform", "few")   # kinds of numbers, tried in this order
 _LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 _BOUNDS = {"CategoryEncoding": "num_tokens", "Embedding": "input_dim", "OneHot": "num_classes",
@@ -109,13 +110,14 @@ def example_inputs(model):
 def _example(model):
     """`example_inputs`, and the model's outputs for them: finite ones if any of those that were tried gives them."""
     specs = _specs(model)
-    flat = keras.tree.flatten(specs)
-    is_open = graph_of(model) is None or any(None in x.shape[1:] for x in flat)
-    facts = _facts(model) if graph_of(model) is not None else [Facts() for _ in flat]
-    rows = next((x.shape[0] for x in flat if x.shape[0]), 2 if any(len(x.shape) > 3 for x in flat) else 3)
+    shapes = keras.tree.flatten(specs)
+    is_open = graph_of(model) is None or any(None in x.shape[1:] for x in shapes)
+    rows = next((x.shape[0] for x in shapes if x.shape[0]), 2 if any(len(x.shape) > 3 for x in shapes) else 3)
     found: typing.Any = None
     problem = None
-    for side, style in itertools.product(_OPEN if is_open else _OPEN[:1], _STYLES):
+    for (flat, facts), side, style in itertools.product(
+            [(shapes, _facts(model))] if graph_of(model) is not None else _guesses(model, shapes),
+            _OPEN if is_open else _OPEN[:1], _STYLES):
         rng = np.random.default_rng(0)
         values = [_values(x, fact, rng, rows, side, style) for x, fact in zip(flat, facts, strict=True)]
         batch = keras.tree.pack_sequence_as(specs, values)
@@ -164,6 +166,17 @@ def _specs(model):
     require(shapes, "a subclassed model must have been called on a batch", model=describe(model),
             do="Call it once: model(batch).")
     return keras.tree.map_shape_structure(lambda shape: keras.KerasTensor((None, *shape[1:])), shapes)
+
+
+def _guesses(model, flat):
+    """[(inputs, their Facts)] that a model without a graph may take: numbers, or words where it looks some up."""
+    words = [word for part in parts_of(model) if isinstance(part, _LOOKUPS[:1])
+             for word in part.get_vocabulary(include_special_tokens=False)]
+    texts = words or any(isinstance(part, keras.layers.TextVectorization) for part in parts_of(model))
+    plain, text = Facts(), Facts(words=words or list(_WORDS))
+    for chosen in itertools.product((False, True) if texts and len(flat) <= _FEW else (False,), repeat=len(flat)):
+        yield ([keras.KerasTensor(x.shape, "string") if is_text else x for x, is_text in zip(flat, chosen, strict=True)],
+               [text if is_text else plain for is_text in chosen])
 
 
 @dataclasses.dataclass

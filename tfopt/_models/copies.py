@@ -8,11 +8,14 @@ import numpy as np
 
 from .._check import refusal, require
 from .._keras import (
+    SharedError,
+    build_like,
     fresh_inputs,
     fresh_operation,
     graph_of,
     keras,
     lambdas_allowed,
+    likeness,
     parts_of,
     replay,
     same_randomness,
@@ -50,13 +53,13 @@ def copy(model, *, change=None, call=None, shape=None, value=lambda variable: va
     pairs, fresh = {}, functools.cache(fresh_operation)        # {id(old): (old, new, whether `change` made it)}
     rewrites = bool(change or call or shape)
 
-    def clone(op):
+    def clone(op, standing=False):
         if not isinstance(op, keras.layers.Layer):
             return fresh(op)
         if id(op) not in pairs:
             own_graph = _is_graph(op, rewrites)
             changed = change(op) if change and not own_graph else None
-            new = clone_graph(op) if own_graph else changed or recreate(op, dtype=dtype, inner=clone)
+            new = clone_graph(op) if own_graph else changed or recreate(op, dtype=dtype, inner=clone, standing=standing)
             pairs[id(op)] = op, new, changed is not None
         return pairs[id(op)][1]
 
@@ -86,29 +89,34 @@ def copy(model, *, change=None, call=None, shape=None, value=lambda variable: va
     return new
 
 
-def recreate(layer, *, dtype=None, inner=None, **changes):
-    """A new layer like `layer`, not yet built: `transfer` then gives it what `layer` holds.
+def recreate(layer, *, dtype=None, inner=None, standing=False, **changes):
+    """A new layer like `layer`: `transfer` then gives it what `layer` holds.
 
-    It is made from the config, with the functions, the classes and the adapted vocabulary of `layer` itself; where that
-    fails, from the attributes that have the names of the constructor's arguments. A layer without variables of which
-    neither can be had is shared.
+    It is made from the config, with the functions, the classes and the adapted vocabulary of `layer` itself, and is not
+    yet built. Where a class of one's own has none, it is made, built, from the attributes that it has; with `changes` of
+    its own arguments, from those that have the names of these. A layer without variables of which neither can be had
+    is shared.
 
     Args:
       layer: a keras.layers.Layer, also a subclassed model.
       dtype: name of a dtype policy in place of its own and of those of the layers inside.
-      inner: `layer -> new layer` for those among its constructor's arguments; None makes each again.
+      inner: `(layer, standing) -> new layer` for those inside of it; None makes each again.
+      standing: the layer is inside of one that is made from its attributes, and is wanted built.
       **changes: arguments of the constructor that are to be others.
     """
     kind, policy = type(layer), _policy_for(layer, dtype, changes)
     with _policy(policy), lambdas_allowed(), keras.saving.CustomObjectScope(_own_objects(layer)):
         try:
+            require(not standing or kind.__module__.startswith("keras."), "its constructor may not say all")
             new = kind.from_config(_accepted(kind, {**_config(layer), **changes}))
         except Exception as problem:                           # whatever a class of the user's may raise
             try:
-                new = kind(**_accepted(kind, {**_attributes(layer, inner), **changes}))
-            except Exception:                                  # neither way: say why the config did not do
+                new = (kind(**_accepted(kind, {**_attributes(layer, inner), **changes})) if changes or not layer.built
+                       else likeness(layer, _standing(inner, dtype)))
+            except Exception as other:                         # neither way: say why
+                reason = other if isinstance(other, SharedError) else problem
                 require(not layer.variables and not changes, f"the layer {layer.name} cannot be made again",
-                        layer=kind.__name__, reason=_short(problem),
+                        layer=kind.__name__, reason=_short(reason),
                         do="Give its class a `get_config` that returns the arguments of its constructor.")
                 return fresh_operation(layer)
     for old, part in _matching_parts(layer, new):
@@ -163,6 +171,13 @@ def _assign(old, sources, targets, value):
         target.assign(start)
         if target.trainable != source.trainable:
             target.trainable = source.trainable
+
+
+def _standing(inner, dtype):
+    """`layer -> its built copy` for what is inside of a layer that is made from its attributes."""
+    if inner is None:
+        inner = functools.cache(lambda layer, standing: recreate(layer, dtype=dtype, inner=inner, standing=standing))
+    return lambda layer: build_like(layer, inner(layer, standing=True))
 
 
 def _policy_for(layer, dtype, changes):

@@ -28,8 +28,17 @@ def require_model(model, caller):
             do="Build the same layers with `keras` and copy the weights with `set_weights(model.get_weights())`.")
     require(isinstance(model, keras.Model), f"{caller} needs a Keras 3 model", model=Verbatim(describe(model)),
             do="Pass a keras.Model.", error=TypeError)
-    require(model.built, f"{caller} needs a built model", model=Verbatim(describe(model)),
-            do="Start it with keras.Input(shape), or call it once on a batch.")
+    require_built(model, f"{caller} needs a built model")
+
+
+def require_built(model, rule):
+    """Refuses a model that is not built, and one whose class has no `call`, which never is."""
+    networks = [part for part in vars(model).values() if isinstance(part, keras.Model)]
+    do = "Start it with keras.Input(shape), or call it once on a batch."
+    if graph_of(model) is None and type(model).call is keras.Model.call:
+        do = (f"Its class has no `call`: pass the networks it trains ({', '.join(part.name for part in networks)}), and "
+              "make the model again of what comes back.")
+    require(model.built, rule, model=Verbatim(describe(model)), do=do)
 
 
 def require_graph(model, caller):

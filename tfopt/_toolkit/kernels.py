@@ -153,8 +153,7 @@ def grouped(found):
 
 def require_plain(model):
     """Refuses what no technique can wrap: a model that is not built, or wrapped already."""
-    require(model.built, "the model must be built", model=Verbatim(_models.describe(model)),
-            do="Start it with keras.Input(shape), or call it once on a batch.")
+    _models.require_built(model, "the model must be built")
     require(not is_wrapped(model), "the model must be a plain one", model=type(model).__name__,
             do="It is wrapped already: train it and call `strip` first.")
 

@@ -65,6 +65,14 @@ class Prune(KeepZeros):
         _in_all_replicas(self.advance)
         return super().__call__(kernel)
 
+    def last(self, step):
+        """The mask of a kernel that no optimizer has touched, as it would be chosen after `step` steps."""
+        seen = int(self.step.numpy())
+        self.step.assign(step)
+        mask = self.largest(tf.convert_to_tensor(self.kernel.value))
+        self.step.assign(seen)
+        return mask
+
     def advance(self, applies):
         """Counts a step, if the optimizer took one, and chooses the mask if it is time to."""
         self.step.assign_add(tf.cast(applies, self.step.dtype))
@@ -114,6 +122,13 @@ class Drive(_Constraint):
         for prune in self.frozen:
             if not prune.kernel.trainable:
                 prune.advance(applies)
+
+
+def release(variables):
+    """Gives variables that are copied with a `_Constraint` the constraint they had before it."""
+    for variable in variables:
+        while isinstance(variable.constraint, _Constraint):
+            variable.constraint = variable.constraint.own
 
 
 def _in_all_replicas(advance):

@@ -9,7 +9,7 @@ from typing import Any
 from .. import _models
 from .._check import PATH, Whole, checked, require
 from .._files import Lock
-from .._keras import Fit, keras, randomness, set_randomness, tf
+from .._keras import Fit, built_for, keras, parts_of, randomness, set_randomness, tf
 from .._typing import PathLike
 from ._data import ADVICE, Source, take
 from ._states import Folder
@@ -85,7 +85,7 @@ class Resume(keras.callbacks.Callback):
         self._begun = unpack(state["begun"], arrays) if state else randomness()
         self._since, self._told = 0, set()
         if state:
-            self._build(state["batch"])
+            self._build(state)
         fresh = not int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         self._settings = settings_of(self.model.optimizer) if fresh or not state else state["forms"]["settings"]
         if state:
@@ -167,12 +167,20 @@ class Resume(keras.callbacks.Callback):
         here = strategy.experimental_local_results(total())
         return int(here[0]) // len(here)
 
-    def _build(self, batch):
-        """Makes the variables that a state has values for; those of the metrics only in the middle of an epoch."""
+    def _build(self, state):
+        """Makes the variables that a state has values for; those of the metrics only in the middle of an epoch.
+
+        A training step may move only some of the variables, and by several optimizers.
+        """
+        made = all(layer.built for layer in parts_of(self.model)[1:])
         with _models.scope_of(self.model):
-            if batch or not self.model.built:
+            if made:
+                for optimizer, places in zip(optimizers_of(self.model), state.get("built_for", []), strict=False):
+                    if places is not None and max(places) < len(self.model.variables) and not optimizer.built:
+                        optimizer.build([self.model.variables[place] for place in places])
+            if state["batch"] or not made:
                 self._fit.build(self._source.symbols())
-            elif not self.model.optimizer.built:
+            elif not self.model.optimizer.built and state.get("built_for", [])[:1] != [None]:
                 self.model.optimizer.build(self.model.trainable_variables)
 
     def _forms(self):
@@ -200,6 +208,7 @@ class Resume(keras.callbacks.Callback):
             for number, variable in enumerate(variables):
                 arrays[f"{name}-{number}"] = value_of(variable)
         state = {"epoch": epoch, "batch": batch, "stopped": stopped, "forms": self._forms(),
+                 "built_for": [built_for(optimizer, self.model.variables) for optimizer in optimizers_of(self.model)],
                  "source": self._source.saved(), "callbacks": [[memory.name, memory.packed(keep)]
                                                                for memory in self._memories],
                  "random": pack(randomness(), keep), "begun": pack(self._begun, keep)}

@@ -8,7 +8,7 @@ from .._check import FLAG, MODEL, WHERE, DictOf, OneOf, Whole, checked, require
 from .._keras import Wrapped, keras, same_randomness, serializable
 from .._toolkit import clustering as toolkit
 from .._toolkit.kernels import FROZEN, choose, grouped, kernels, obstacle, require_plain, table
-from .._toolkit.sparsity import KeepZeros
+from .._toolkit.sparsity import KeepZeros, release
 from .._typing import Where
 
 __all__ = ["plan", "strip", "wrap"]
@@ -144,6 +144,7 @@ def strip(model: keras.Model) -> keras.Model:
     model.settle()
     with model.plain(), same_randomness():
         plain = _models.copy(model)
+    release(plain.variables)
     found = kernels(plain, HOOK)
     for (index, _), lookup in zip(model.recipe["kernels"], model.lookups, strict=True):
         found[index].variable.assign(lookup())

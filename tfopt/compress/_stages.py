@@ -8,6 +8,7 @@ from .. import _data, _models, cluster, data, distill, prune, quantize, schedule
 from .._check import require
 from .._keras import compile_arguments, keras, schedule_of, tf
 from .._litert import file, match
+from .._toolkit.kernels import units
 
 BATCH = 32
 # From the weakest to the strongest.
@@ -161,7 +162,7 @@ def structure(step, strength, model):
 def kernels(model, paths):
     """{path: kernel} of layers."""
     found = {path: [np.asarray(w) for w in layer.weights if len(w.shape) > 1]
-             for path, layer in _models.layers(model).items() if path in paths}
+             for path, layer in units(model).items() if path in paths}
     return {path: max(arrays, key=np.size) for path, arrays in found.items()}
 
 
@@ -169,7 +170,9 @@ def require_kept(step, before, after, zeros, values):
     """Refuses a candidate that lost zeros of the layers `zeros`, or shared values of the layers `values`."""
     old = kernels(before, {*zeros, *values})
     if isinstance(after, quantize.LiteModel):
-        entries = file.kernels(after.parsed)
+        entries, rows = file.kernels(after.parsed), units(before)
+        old = {path: kernel for path, kernel in old.items()          # a table is looked up, or folded into a constant
+               if not isinstance(rows[path], keras.layers.Embedding)}
         stored = {path: match.find(kernel, entries) for path, kernel in old.items()}
         pairs = {path: (match.channels(*entry[::3]), None) for path, entry in stored.items() if entry}
         lost = {path: "its kernel is not in the file" for path in old if path not in pairs}

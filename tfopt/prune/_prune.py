@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,9 @@ def wrap(model: keras.Model, sparsity: float | dict[str, float], *, begin: int =
 def strip(model: keras.Model) -> keras.Model:
     """Pruned weights: a new, plain model of the structure that was given to `wrap`, with its zeros.
 
+    Kernels that no optimizer has moved, such as those of an average of the others or of an output without a loss, are
+    pruned here, by their magnitude, with a warning.
+
     Args:
       model: what `wrap` returned, trained.
 
@@ -184,16 +188,24 @@ def strip(model: keras.Model) -> keras.Model:
     _require_pruned(model)
     recipe = model.recipe
     needed = 1 if recipe["pattern"] else recipe["end"] or recipe["begin"] or recipe["every"]
+    steps = {prune: int(prune.step.numpy()) for group in model.pruned.values() for prune in group}
+    trained = any(steps.values())
     short = {path: round(share, 4) for path, share in sparsities(model).items()
-             if min(int(prune.step.numpy()) for prune in model.pruned[path]) < needed}
+             if any(steps[prune] < needed and (steps[prune] or not trained) for prune in model.pruned[path])}
     require(not short, f"the model must have reached its sparsity of {_said(model)}", share_of_zeros=short,
-            steps=min(int(prune.step.numpy()) for path in short for prune in model.pruned[path]) if short else needed,
-            do=f"Train at least {needed} optimizer steps (batches x epochs); without a gradient none is counted.")
+            steps=min(steps[prune] for path in short for prune in model.pruned[path]) if short else needed,
+            do=f"Train at least {needed} optimizer steps (batches x epochs).")
+    idle = [path for path, group in model.pruned.items() if not all(map(steps.get, group))]
+    if idle:
+        warnings.warn(f"prune.strip: no optimizer has moved the kernels of {idle[0]}{' and others' if idle[1:] else ''}; "
+                      "their zeros are chosen now.", stacklevel=3)
     with model.plain(), same_randomness():
         stripped = _models.copy(model)
+    toolkit.release(stripped.variables)
     found = kernels(stripped, HOOK)
     for (index, _), prune in zip(recipe["kernels"], itertools.chain(*model.pruned.values()), strict=True):
-        found[index].variable.assign(prune.masked(prune.kernel.value))
+        value = prune.kernel.value
+        found[index].variable.assign(prune.masked(value) if steps[prune] else tf.where(prune.last(needed), value, 0))
     return stripped
 
 
