@@ -387,3 +387,27 @@ def test_a_candidate_that_fails_is_a_line_and_the_run_goes_on(monkeypatch):
     tried = compress.run(model, (x, y), (x, y), stages={"prune": (0.5,), "cluster": (4,)}, epochs=1, max_drop=1).tried
     assert tried.why.tolist()[1] == "ZeroDivisionError: division by zero"
     assert tried.kept.tolist() == [True, False, True]
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.embedding, self.hidden = keras.layers.Embedding(64, 8), keras.layers.Dense(units, "relu")
+
+    def call(self, x):
+        return self.hidden(x + self.embedding(keras.ops.arange(x.shape[1])))
+
+
+def test_kernels_inside_layers_keep_their_zeros_and_values_in_the_file():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(48, 64, 8)).astype("float32"), rng.integers(0, 10, 48)
+    inputs = keras.Input((64, 8))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling1D()(Block(32)(inputs))))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    found = compress.run(model, (x, y), (x, y), epochs=1, max_drop=1, stages={
+        "prune": (0.5,), "cluster": (4,), "quantize": ("float16",)})
+    assert found.tried.why.fillna("").eq("").all()
+    zeros, = (values for values in found.lite.kernels.values() if values.shape == (32, 8))
+    assert (zeros == 0).mean() >= 0.5
+    assert max(len(np.unique(row)) for row in zeros) <= 4
+    assert zeros.dtype == "float16"

@@ -170,3 +170,27 @@ def test_batches_of_several_lengths_cannot_be_joined():
                                           output_signature=tf.TensorSpec((None, None)))
     with pytest.raises(ValueError, match="must be of one shape to be put together"):
         _data.read(rows).whole()
+
+
+class Towers(keras.Model):
+    """Several inputs, and no graph that tells of them."""
+
+    def call(self, inputs):
+        return inputs["a"] + inputs["b"]
+
+
+def test_a_subclassed_model_tells_how_many_inputs_it_was_called_with():
+    model, x = Towers(), {"a": np.ones((4, 2)), "b": np.ones((4, 2))}
+    assert _data.read((x["a"], x["b"]), model).y is not None           # nothing is known yet
+    model({key: value[:2] for key, value in x.items()})
+    assert _data.read(x, model).y is None
+    assert _data.read((x, np.zeros(4)), model).y.shape == (4,)
+
+
+def test_words_without_a_second_axis_can_be_fitted():
+    words = keras.Input((), dtype="string")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    model = keras.Model(words, keras.layers.Dense(1)(keras.layers.Embedding(3, 2)(lookup(words))))
+    model.compile("sgd", "mse")
+    given = _data.read((tf.constant(["a", "b", "c"]), np.ones(3)), model).fit_arguments(2)
+    assert np.isfinite(model.fit(**given, verbose=0).history["loss"][0])

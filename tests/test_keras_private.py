@@ -173,6 +173,7 @@ SOURCES = {
     "TFEpochIterator": "keras.src.backend.tensorflow.trainer",
     "TensorFlowTrainer": "keras.src.backend.tensorflow.trainer",
     "Trainer": "keras.src.trainers.trainer keras.src.backend.tensorflow.trainer",
+    "Variable": "keras.src.backend.common.variables",
 }
 USES = [(owner, name, use) for owner, names, use in
         re.findall(r"^    (\w+)\.(_\w+(?:, _\w+)*)\S* .*?(?:3\.15|TF 2\.21) +(.*)$", _keras.__doc__, re.MULTILINE)

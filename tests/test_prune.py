@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from tfopt import prune
@@ -211,3 +212,51 @@ def test_too_few_steps_are_told(rng):
     wrapped.fit(x, y, batch_size=32, verbose=0)
     with pytest.raises(ValueError, match=r"reached its sparsity of 0\.5\..*steps=2\. Train at least 100"):
         prune.strip(wrapped)
+
+
+class Averaged(keras.Model):
+    """Trains one network and lets another follow it, as diffusion models do; only the first gets gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.ema = (keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]) for _ in range(2))
+
+    def call(self, x):
+        return self.ema(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self.network(x) - y) ** 2)
+        weights = self.network.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        for slow, fast in zip(self.ema.weights, weights, strict=True):
+            slow.assign(0.9 * slow + 0.1 * fast)
+        return {"loss": loss}
+
+
+def test_kernels_that_no_optimizer_moves_are_pruned_at_the_end():
+    model = Averaged()
+    model(np.ones((2, 8)))
+    wrapped = prune.wrap(model, 0.75, end=2)
+    wrapped.compile("sgd")
+    wrapped.fit(np.ones((32, 8)), np.ones((32, 4)), batch_size=8, verbose=0)
+    with pytest.warns(UserWarning, match="no optimizer has moved the kernels of .*zeros are set now"):
+        plain = prune.strip(wrapped)
+    fast, slow = (np.asarray(part.layers[0].kernel) for part in (plain.network, plain.ema))
+    assert (fast == 0).sum() == (slow == 0).sum() == 24
+    kernel = np.asarray(wrapped.ema.layers[0].kernel)
+    assert np.abs(slow[slow != 0]).min() >= np.abs(kernel[slow == 0]).max()
+
+
+def test_a_model_without_call_is_refused_with_a_way_out_that_works():
+    class Adversaries(Averaged):
+        call = keras.Model.call
+
+    model = Adversaries()
+    with pytest.raises(ValueError, match=r"has no `call`: pass the networks it trains \(sequential"):
+        prune.wrap(model, 0.5)
+    model.network = prune.wrap(model.network, 0.5)
+    model.compile("sgd")
+    model.fit(np.ones((32, 8)), np.ones((32, 4)), batch_size=8, verbose=0)
+    assert (np.asarray(prune.strip(model.network).layers[0].kernel) == 0).mean() == 0.5

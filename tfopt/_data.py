@@ -47,7 +47,7 @@ def read(data: Any, model: Any = None, *, name: str = "data", finite: bool = Fal
       >>> read((np.ones((3, 2)), np.ones((3, 1))), two).y is None        # both are inputs
       True
     """
-    form = _Form(_inputs_of(model), name, targets, finite)
+    form = _Form(inputs_of(model), name, targets, finite)
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
         return Stream(data, form)
     require(data is not None and not isinstance(data, str | bytes | bool | int | float | set) and not callable(data),
@@ -286,7 +286,8 @@ class _Text(str):
         return str(self)
 
 
-def _inputs_of(model):
+def inputs_of(model):
+    """What a model's inputs look like, nested as it takes them; None where nothing is known of them."""
     if not isinstance(model, keras.Model):
         return model
     graph = graph_of(model)

@@ -20,7 +20,8 @@ likeness.py
     Layer._trainable, _path, _called ... (_STATE) 3.15            what Keras itself keeps of a layer
     Layer._trainable_variables ... (_STORES)      3.15            what belongs to a layer, in order
     Layer._tracker.track                          3.15            makes a variable or a layer belong to a layer
-    Variable._path, _autocast, _aggregation, _synchronization 3.15 what its constructor was given
+    Variable._path, _autocast, _aggregation,      3.15            what its constructor was given
+        _synchronization
 
 random.py
     keras.src.backend.common.global_state         3.15            holds the generator behind seed=None, and names
@@ -127,10 +128,11 @@ from .training import (  # noqa: E402
 from .workers import patch_workers  # noqa: E402
 from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
 
-__all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "SharedError", "Wrapped", "alike",
-           "applies_now", "average_all", "average_some", "build_again", "build_like", "built_for", "compile_arguments",
-           "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names", "fresh_operation",
-           "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped", "keras",
-           "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in", "own_variables", "parts_of", "patch_workers", "producer",
-           "randomness", "replay", "same_randomness", "schedule_of", "seeded", "serializable", "set_mask",
-           "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for", "without_autotune"]
+__all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "SharedError", "Wrapped",
+           "alike", "applies_now", "average_all", "average_some", "build_again", "build_like", "built_for",
+           "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
+           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped",
+           "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in", "own_variables",
+           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of", "seeded",
+           "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
+           "without_autotune"]

@@ -6,8 +6,10 @@ import types
 
 import keras
 
+_LIBRARIES = ("keras.", "tensorflow.", "numpy", "builtins")
 _STATE = ("_path", "_parent_path", "_called", "_build_shapes_dict", "_input_spec", "_supports_masking", "_auto_config",
-          "_convert_input_args", "_allow_non_tensor_positional_args", "autocast", "supports_jit", "activity_regularizer")
+          "_convert_input_args", "_allow_non_tensor_positional_args", "autocast", "supports_jit",
+          "activity_regularizer")
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_layers", "_metrics", "_seed_generators")
 
 
@@ -35,28 +37,8 @@ def likeness(layer, again):
 
     def own(held):
         if id(held) not in seen:
-            seen[id(held)] = made(held)
+            seen[id(held)] = again(held) if isinstance(held, keras.layers.Layer) else _own(held, own)
         return seen[id(held)]
-
-    def made(held):
-        if isinstance(held, keras.layers.Layer):
-            return again(held)
-        if isinstance(held, keras.Variable):
-            return _variable(held)
-        if isinstance(held, keras.random.SeedGenerator | keras.metrics.Metric):
-            return type(held).from_config(held.get_config())
-        if isinstance(held, dict):
-            return {key: own(item) for key, item in held.items()}
-        if isinstance(held, tuple) and hasattr(held, "_fields"):
-            return type(held)(*map(own, held))
-        if isinstance(held, list | tuple | set):
-            kind = next(kind for kind in (list, tuple, set) if isinstance(held, kind))
-            return kind(map(own, held))
-        if isinstance(held, types.MethodType) and isinstance(held.__self__, keras.layers.Layer):
-            return types.MethodType(held.__func__, own(held.__self__))
-        if any(_is_state(item) for item in _inside(held)):
-            raise SharedError(f"its attribute {type(held).__name__} holds layers or variables")
-        return held
 
     theirs = set(vars(new)) | _compiled_names()
     for name, held in list(vars(layer).items()):
@@ -74,6 +56,26 @@ def likeness(layer, again):
             new.__dict__[name] = vars(layer)[name]
     new.__dict__["built"] = layer.built
     return new
+
+
+def _own(held, own):
+    """What the copy has where the layer has `held`, which is no layer; `own` does the same for what is inside of it."""
+    if isinstance(held, keras.Variable):
+        return _variable(held)
+    if isinstance(held, keras.random.SeedGenerator | keras.metrics.Metric):
+        return type(held).from_config(held.get_config())
+    if isinstance(held, dict):
+        return {key: own(item) for key, item in held.items()}
+    if isinstance(held, tuple) and hasattr(held, "_fields"):
+        return type(held)(*map(own, held))
+    kind = next((kind for kind in (list, tuple, set) if isinstance(held, kind)), None)
+    if kind is not None:
+        return kind(map(own, held))
+    if isinstance(held, types.MethodType) and isinstance(held.__self__, keras.layers.Layer):
+        return types.MethodType(held.__func__, own(held.__self__))
+    if any(isinstance(item, keras.layers.Layer | keras.Variable) for item in _inside(held)):
+        raise SharedError(f"{type(held).__name__} {getattr(held, '__name__', '')} holds layers or variables")
+    return held
 
 
 @functools.cache
@@ -112,10 +114,6 @@ def _inside(held):
     if isinstance(held, types.FunctionType):
         cells = [cell.cell_contents for cell in held.__closure__ or () if cell != types.CellType()]
         return keras.tree.flatten([*cells, *(held.__defaults__ or ())])
-    if isinstance(held, type) or (type(held).__module__ or "").startswith(("keras.", "tensorflow.", "numpy", "builtins")):
+    if isinstance(held, type) or (type(held).__module__ or "").startswith(_LIBRARIES):
         return []
     return keras.tree.flatten(list(getattr(held, "__dict__", {}).values()))
-
-
-def _is_state(item):
-    return isinstance(item, keras.layers.Layer | keras.Variable)

@@ -8,5 +8,5 @@ from .scoring import evaluate_outputs
 from .selection import layers, plan, select, table
 
 __all__ = ["array_of", "batch_moments", "batch_normalizations", "compare", "copy", "describe", "evaluate_outputs",
-           "example_inputs", "layers", "outputs_of", "own_methods", "plan", "recreate", "require_close",
-           "require_built", "require_graph", "require_model", "scope_of", "select", "table", "transfer"]
+           "example_inputs", "layers", "outputs_of", "own_methods", "plan", "recreate", "require_built",
+           "require_close", "require_graph", "require_model", "scope_of", "select", "table", "transfer"]

@@ -175,7 +175,8 @@ def _guesses(model, flat):
     texts = words or any(isinstance(part, keras.layers.TextVectorization) for part in parts_of(model))
     plain, text = Facts(), Facts(words=words or list(_WORDS))
     for chosen in itertools.product((False, True) if texts and len(flat) <= _FEW else (False,), repeat=len(flat)):
-        yield ([keras.KerasTensor(x.shape, "string") if is_text else x for x, is_text in zip(flat, chosen, strict=True)],
+        kinds = list(zip(flat, chosen, strict=True))
+        yield ([keras.KerasTensor(x.shape, "string") if is_text else x for x, is_text in kinds],
                [text if is_text else plain for is_text in chosen])
 
 

@@ -93,8 +93,8 @@ def recreate(layer, *, dtype=None, inner=None, standing=False, **changes):
     """A new layer like `layer`: `transfer` then gives it what `layer` holds.
 
     It is made from the config, with the functions, the classes and the adapted vocabulary of `layer` itself, and is not
-    yet built. Where a class of one's own has none, it is made, built, from the attributes that it has; with `changes` of
-    its own arguments, from those that have the names of these. A layer without variables of which neither can be had
+    yet built. Where a class of one's own has none, it is made, built, from the attributes that it has; with `changes`
+    of its own arguments, from those that have the names of these. A layer without variables of which neither can be had
     is shared.
 
     Args:
@@ -111,7 +111,7 @@ def recreate(layer, *, dtype=None, inner=None, standing=False, **changes):
             new = kind.from_config(_accepted(kind, {**_config(layer), **changes}))
         except Exception as problem:                           # whatever a class of the user's may raise
             try:
-                new = (kind(**_accepted(kind, {**_attributes(layer, inner), **changes})) if changes or not layer.built
+                new = (kind(**_accepted(kind, {**_attributes(layer, inner), **changes})) if changes.keys() - set(_BASE)
                        else likeness(layer, _standing(inner, dtype)))
             except Exception as other:                         # neither way: say why
                 reason = other if isinstance(other, SharedError) else problem

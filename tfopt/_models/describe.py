@@ -36,8 +36,8 @@ def require_built(model, rule):
     networks = [part for part in vars(model).values() if isinstance(part, keras.Model)]
     do = "Start it with keras.Input(shape), or call it once on a batch."
     if graph_of(model) is None and type(model).call is keras.Model.call:
-        do = (f"Its class has no `call`: pass the networks it trains ({', '.join(part.name for part in networks)}), and "
-              "make the model again of what comes back.")
+        do = (f"Its class has no `call`: pass the networks it trains ({', '.join(part.name for part in networks)}), "
+              "and make the model again of what comes back.")
     require(model.built, rule, model=Verbatim(describe(model)), do=do)
 
 

@@ -197,8 +197,9 @@ def strip(model: keras.Model) -> keras.Model:
             do=f"Train at least {needed} optimizer steps (batches x epochs).")
     idle = [path for path, group in model.pruned.items() if not all(map(steps.get, group))]
     if idle:
-        warnings.warn(f"prune.strip: no optimizer has moved the kernels of {idle[0]}{' and others' if idle[1:] else ''}; "
-                      "their zeros are chosen now.", stacklevel=3)
+        more = " and others" if idle[1:] else ""
+        warnings.warn(f"prune.strip: no optimizer has moved the kernels of {idle[0]}{more}; their zeros are set now.",
+                      stacklevel=3)
     with model.plain(), same_randomness():
         stripped = _models.copy(model)
     toolkit.release(stripped.variables)

@@ -222,7 +222,7 @@ def _first_inputs(models):
             return model.inputs
         if (graph := Subject.graph_in(model)) is not None:
             return graph.input
-    return None
+    return next(filter(None, map(_data.inputs_of, models.values())), None)
 
 
 def subject_of(model, name, example):
