@@ -124,6 +124,11 @@ def calls(directory):
         "augment.Brightness": {"factor": (-0.2, 0.2), "multiply": False, **once},
         **{f"augment.{name}": {"factor": (-0.04, 0.04), **once}
            for name in ("Contrast", "Hue", "Rotate", "Saturation", "Sharpness")},
+        "augment.AugMix": {"width": 2, "depth": 2, "factor": 0.3}, "augment.CenterCrop": {"height": 4, "width": 4},
+        "augment.ColorJitter": {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.01, **once},
+        "augment.Grayscale": once, "augment.Invert": once, "augment.JPEG": {"quality": (30, 60), **once},
+        "augment.GridMask": {"size": (0.3, 0.5), "ratio": 0.5, "fill_value": 0.0, **once},
+        "augment.MotionBlur": {"length": (1.0, 3.0), "angle": (-0.5, 0.5), **once},
         "augment.Crop": {"height": 4, "width": 4, "scale": None},
         **{f"augment.{name}": {"alpha": 0.2, "num_classes": 3, **once} for name in ("CutMix", "MixUp")},
         "augment.Erase": {"scale": (0.02, 0.33), "ratio": (0.3, 3.3), "fill_value": 0.0, **once},

@@ -214,6 +214,96 @@ class Hue(Op):
         return hue(between(u[:, 1], self.factor) * (2 * math.pi), channels)
 
 
+@operation(probability=PROBABILITY)
+class Grayscale(Op):
+    """Turns images gray (Rec. 601 luma), with as many channels as before.
+
+    Needs 3 channels; an image of 1 channel is gray already and stays as it is.
+
+    Args:
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: the probability is out of range, or images have neither 1 nor 3 channels.
+
+    Example:
+      >>> from tfopt import augment
+      >>> gray = augment.Pipeline([augment.Grayscale(probability=1.0)])
+      >>> gray.apply(tf.constant([[[[200, 0, 0]]]], tf.uint8), epoch=0, index=[0]).numpy().ravel().tolist()
+      [60, 60, 60]
+    """
+
+    probability: float = 0.5
+    centering = False
+
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
+        require_colors(self, channels)
+        return saturation(tf.zeros_like(u[:, 0]), channels)
+
+
+@operation(probability=PROBABILITY)
+class Invert(Op):
+    """Turns images into their negatives: low + high - x.
+
+    Args:
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: the probability is out of range.
+
+    Example:
+      >>> from tfopt import augment
+      >>> negative = augment.Pipeline([augment.Invert(probability=1.0)])
+      >>> negative.apply(tf.constant([[[[200, 0, 5]]]], tf.uint8), epoch=0, index=[0]).numpy().ravel().tolist()
+      [55, 255, 250]
+    """
+
+    probability: float = 0.5
+    mixing = centering = False
+
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
+        eye, zero, none = identity(tf.shape(u)[0], channels)
+        return -eye, zero, none + (low + high)
+
+
+@operation(brightness=Range(-1, 1, relative=True), contrast=Range(-1, 10, relative=True),
+           saturation=Range(-1, 10, relative=True), hue=Range(-1, 1, do=TURN), probability=PROBABILITY)
+class ColorJitter(Op):
+    """Brightness (multiplying), contrast, saturation and hue in this order, as one color matrix.
+
+    torchvision draws the order too; here it is fixed, as in keras.layers.RandomColorJitter. Needs 1 or 3 channels.
+
+    Args:
+      brightness, contrast, saturation: added to 1: a pair (low, high), or f for (-f, f). A range around 1, such as
+        (0.8, 1.2), is refused: write 0.2.
+      hue: fraction of a full turn: a pair (low, high), or f for (-f, f); -1 to 1.
+      probability: that an image is changed at all, 0 to 1.
+
+    Raises:
+      ValueError: an argument is out of range, or images have neither 1 nor 3 channels.
+
+    Example:
+      >>> from tfopt import augment
+      >>> views = augment.Pipeline([augment.ColorJitter(brightness=(-0.5, -0.5), contrast=0, saturation=0)])
+      >>> views.apply(tf.constant([[[[200, 100, 50]]]], tf.uint8), epoch=0, index=[0]).numpy().ravel().tolist()
+      [100, 50, 25]
+    """
+
+    brightness: float | tuple[float, float] = (-0.2, 0.2)
+    contrast: float | tuple[float, float] = (-0.2, 0.2)
+    saturation: float | tuple[float, float] = (-0.2, 0.2)
+    hue: float | tuple[float, float] = (0.0, 0.0)
+    probability: float = 1.0
+    draws = 5
+
+    def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
+        require_colors(self, channels)
+        turn = between(u[:, 4], self.hue) * (2 * math.pi)
+        return compose([brightness(between(u[:, 1], self.brightness), channels, low, high, multiply=True),
+                        contrast(1 + between(u[:, 2], self.contrast), channels),
+                        saturation(1 + between(u[:, 3], self.saturation), channels), hue(turn, channels)])
+
+
 def require_colors(op, channels):
     require(channels in (1, 3), f"augment.{type(op).__name__} needs images of 3 channels (or 1, which is gray already)",
             channels=channels, do="Leave it out, or convert the images to RGB.")

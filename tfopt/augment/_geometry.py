@@ -324,8 +324,8 @@ class Crop(Op):
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         require(self.scale or None in old or (self.height <= old[0] and self.width <= old[1]),
-                "augment.Crop: the window must fit into the images", window=(self.height, self.width), images=old,
-                do="Crop less, or put augment.Resize before it.")
+                "augment.Crop and CenterCrop: the window must fit into the images", window=(self.height, self.width),
+                images=old, do="Crop less, or put augment.Resize before it.")
         return self.height, self.width
 
     def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
@@ -383,3 +383,33 @@ class Resize(Op):
     def still(self, batch: tf.Tensor, old: tuple[int, int]) -> Tensors:
         zero = tf.zeros(batch)
         return zero + old[1] / self.width, zero, zero, zero, zero + old[0] / self.height, zero
+
+
+@operation(height=Whole(low=1), width=Whole(low=1))
+class CenterCrop(Op):
+    """Cuts the middle out of each image, in training and outside.
+
+    Args:
+      height, width: size of the result in pixels.
+
+    Raises:
+      ValueError: a size is not a whole number >= 1, or the window is larger than the images.
+
+    Example:
+      >>> from tfopt import augment
+      >>> image = tf.reshape(tf.range(25, dtype=tf.float32), (1, 5, 5, 1))
+      >>> augment.Pipeline([augment.CenterCrop(1, 3)])(image, training=True).numpy().ravel().tolist()
+      [11.0, 12.0, 13.0]
+    """
+
+    height: int
+    width: int
+
+    def size(self, old: tuple[int, int]) -> tuple[int, int]:
+        return Crop(self.height, self.width).size(old)
+
+    def matrix(self, u: tf.Tensor, old: tuple[int, int]) -> Tensors:
+        return self.still(tf.shape(u)[:1], old)
+
+    def still(self, batch: tf.Tensor, old: tuple[int, int]) -> Tensors:
+        return Crop(self.height, self.width).still(batch, old)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable
 
 from .._check import Number, Whole
 from .._keras import tf
 from . import _color, _geometry, _pixels
-from ._op import Op, Tensors, only, operation
+from ._op import Op, Tensors, only, operation, per_image
 
 OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
        "sharpness", "posterize", "solarize", "autocontrast", "equalize")
@@ -190,3 +191,89 @@ class TrivialAugment(Policy):
 
     def strength(self, u: tf.Tensor) -> tf.Tensor:
         return u
+
+
+@operation(width=Whole(low=1, high=8), depth=Whole(low=1, high=4), factor=Number(low=0, high=1))
+class AugMix(Op):
+    """Mixes each image with chains of operations on it: accuracy under corruptions that were not trained on.
+
+    Each of `width` chains draws 1 to `depth` of nine operations (autocontrast, equalize, posterize, rotate, solarize,
+    shear and shift in x and y: none that looks like noise, blur or weather), each with its strength. The chains are
+    mixed with weights from Dirichlet(1), and the mix with the image with a share that is uniform in 0 .. 1. It is for
+    classification: masks and boxes stay as they are. The paper adds a loss that pulls three views of an image together;
+    that is for the user's `train_step`.
+
+    Args:
+      width: number of chains, 1 to 8.
+      depth: operations of a chain at most, 1 to 4.
+      factor: how strong they get, 0 to 1: 1 is shear 0.3, shift a third, 30 degrees, 4 bits; 0.3 is the paper's 3 of
+        10.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> from tfopt import augment
+      >>> views = augment.Pipeline([augment.AugMix()])
+      >>> views.apply(tf.zeros((4, 32, 32, 3), tf.uint8), epoch=0, index=range(4)).shape
+      TensorShape([4, 32, 32, 3])
+
+    Reference: Hendrycks et al. 2020, AugMix. https://arxiv.org/abs/1912.02781
+    """
+
+    width: int = 3
+    depth: int = 3
+    factor: float = 0.3
+    names = ("autocontrast", "equalize", "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x",
+             "translate_y")                                              # the last five move
+    limits = types.MappingProxyType({"shear_x": 0.3, "shear_y": 0.3, "translate_x": 1 / 3, "translate_y": 1 / 3,
+                                     "rotate": 30, "posterize": 4})
+
+    @property
+    def draws(self) -> int:
+        return 1 + self.width * (2 + 3 * self.depth)
+
+    def acts(self, u: tf.Tensor) -> tf.Tensor:
+        return tf.ones_like(u[:, 0], tf.bool)
+
+    def parameters(self, u: tf.Tensor, shape: tuple[int, int, int]) -> Tensors:
+        weights = -tf.math.log1p(-u[:, 1:1 + self.width])                # exponential: Dirichlet(1) once they sum to 1
+        weights *= u[:, :1] / tf.maximum(tf.reduce_sum(weights, axis=1, keepdims=True), 1e-30)
+        depths = 1 + tf.floor(u[:, 1 + self.width:1 + 2 * self.width] * self.depth)
+        turns = tf.reshape(u[:, 1 + 2 * self.width:], (-1, self.width, self.depth, 3))
+        choices = tf.cast(tf.floor(turns[..., 0] * len(self.names)), tf.int32)
+        drawn = tf.range(self.depth, dtype=tf.float32)[None, None] < depths[..., None]
+        return weights, tf.where(drawn, choices, -1), (2 * turns[..., 1] - 1) * self.factor, turns[..., 2] * self.factor
+
+    def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
+               low: float, high: float) -> tf.Tensor:
+        weights, choices, signed, strength = parameters
+        mixed = images * per_image(1 - tf.reduce_sum(weights, axis=1))
+        for chain in range(self.width):
+            view = images
+            for turn in range(self.depth):
+                view = self._once(view, choices[:, chain, turn], signed[:, chain, turn], strength[:, chain, turn],
+                                  low, high)
+            mixed += view * per_image(weights[:, chain])
+        return mixed
+
+    def _once(self, images, choice, signed, strength, low, high):
+        """One operation of each image; `signed` (-factor to factor) is for those of two directions."""
+
+        def chosen(name):
+            return choice == self.names.index(name)
+
+        def amount(name):
+            return tf.where(chosen(name), signed * self.limits[name], 0.0)
+
+        images = only(chosen("autocontrast"), lambda some: _pixels.autocontrast(some, low, high), images)
+        images = only(chosen("equalize"), lambda some: _pixels.equalize(some, low, high), images)
+        bits = 8 - tf.cast(tf.round(strength * self.limits["posterize"]), tf.int32)
+        images = _pixels.posterize(images, tf.where(chosen("posterize"), bits, 8), low, high)
+        threshold = tf.where(chosen("solarize"), 1 - strength, 2.0)
+        images = _pixels.solarize(images, low + threshold * (high - low), low, high)
+        angle, size = amount("rotate") * (math.pi / 180), images.shape[1:3]
+        matrix = tf.stack([tf.cos(angle), amount("shear_x") - tf.sin(angle), amount("translate_x") * size[1],
+                           amount("shear_y") + tf.sin(angle), tf.cos(angle), amount("translate_y") * size[0]], axis=1)
+        return only(choice >= self.names.index("rotate"), lambda some, matrix: _geometry.resample(some, matrix, size),
+                    images, matrix)
