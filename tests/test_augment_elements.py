@@ -25,6 +25,7 @@ def overlap(one, other):
     return (one & other).sum() / (one | other).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["rank 3", "rank 4", "weights", "dict of targets", "dict of inputs", "bool"])
 def test_a_mask_moves_with_its_image(squares, form):
     images, masks = squares
@@ -197,6 +198,7 @@ def test_own_operations_join_the_others():
     assert 0.3 < shares.max() < 0.52
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_own_operations_replay_save_and_load(tmp_path, jit):
     images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3)).astype("uint8")

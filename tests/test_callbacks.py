@@ -114,6 +114,7 @@ def test_broken_again_and_again(tmp_path):
     assert type(counted[-1].last) is np.float32
 
 
+@pytest.mark.slow
 def test_without_a_restart_nothing_is_changed(tmp_path):
     same(train(tmp_path), whole())
 
@@ -238,6 +239,7 @@ def test_data_that_do_not_come_again_are_refused_in_an_epoch_and_told_after_one(
         train(tmp_path / "after", every=None, **options)
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused(tmp_path):
     train(tmp_path, broken=4)
     with pytest.raises(ValueError, match="first_batch='another one'"):
@@ -277,6 +279,7 @@ def test_a_training_that_was_stopped_stays_so(tmp_path):
         same(train(tmp_path, epochs=9, others=others), first)
 
 
+@pytest.mark.slow
 def test_a_second_fit_starts_clean(tmp_path):
     train(tmp_path, broken=12)
     keras.utils.set_random_seed(3)
@@ -348,6 +351,7 @@ def pruned():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [mixed, held, distilled, deferred, several, bfloat, accumulating, two_optimizers,
                                    schedule_free, pruned], ids=lambda build: build.__name__)
 def test_models_and_optimizers(tmp_path, build):
@@ -429,6 +433,7 @@ def test_at_most_every_batches_are_redone(tmp_path):
     assert before == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [lambda: (X, Y), lambda: (tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),)],
                          ids=["arrays", "tf.data"])
 def test_keeps_no_model_alive(tmp_path, kind):

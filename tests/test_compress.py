@@ -175,6 +175,7 @@ def test_a_killed_run_goes_on(compressed, model, parts, tmp_path, run_python, ki
         compress.run(model, *parts[:2], directory=tmp_path / "tried", test=parts[2], stages=STAGES, epochs=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [lambda content: content[:-100], lambda content: b"",
                                    lambda content: content[:2000] + b"?" + content[2001:]])
 def test_a_damaged_file_is_named_and_its_candidate_made_again(tmp_path, model, spoil):
@@ -211,6 +212,7 @@ def test_a_damaged_line_costs_its_candidate_and_a_lost_head_the_run(tmp_path):
         _record.Record(tmp_path, {"seed": 0})
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_it_goes_on(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -240,6 +242,7 @@ def test_it_saves_and_loads(compressed, parts, tmp_path):
     assert json.loads(pd.read_csv(tmp_path / "out" / "table.csv").to_json())
 
 
+@pytest.mark.slow
 def test_datasets_and_a_val_without_test(model, parts):
     """A Dataset does as well as arrays; half of `val` reports; what refuses is told, and what fails is left out."""
     batches = data.arrays(*parts[0], 50)
@@ -324,6 +327,7 @@ def untrained(**compiled):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "words"), [
     ({"model": keras.Sequential([keras.layers.Dense(3)])}, "needs a built"),
     ({"model": untrained()}, "needs a model that was compiled with a loss"),
@@ -360,6 +364,7 @@ def diverge(self, model, rate):
     _stages.require(False, "the loss must stay finite", loss=np.nan, error=FloatingPointError)
 
 
+@pytest.mark.slow
 def test_numbers_are_judged_by_their_loss():
     x = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
     numbers = x, x[:, :10] + 0.3
@@ -369,6 +374,7 @@ def test_numbers_are_judged_by_their_loss():
     assert np.isfinite(tried["drop"]).all()
 
 
+@pytest.mark.slow
 def test_ones_own_measure_decides():
     x, y = np.zeros((32, 64), "float32"), np.zeros(32, "int32")
     model = untrained(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -380,6 +386,7 @@ def test_ones_own_measure_decides():
     assert tried.kept.tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_fails_is_a_line_and_the_run_goes_on(monkeypatch):
     x, y = np.zeros((32, 64), "float32"), np.zeros(32, "int32")
     model = untrained(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -205,6 +205,7 @@ def test_a_pipeline_is_told_the_place_in_the_folder_whatever_the_split(folder):
             assert image[0, 0, 0] == 100 * epoch + everything.index(path)
 
 
+@pytest.mark.slow
 def test_with_the_real_pipeline(folder):
     views = augment.Pipeline([augment.Flip(), augment.Rotate(0.1)], seed=4, output_range=(0, 1))
     train, validation = data.image_folder(folder, 16, 5, validation_split=0.3, augment=views, seed=2)

@@ -167,6 +167,7 @@ def test_multi_label_models_are_recognized(rng):
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_teacher_alone_needs_no_labels(rng):
     x, _ = batch(rng, 256)
     teacher, student = dense(16), dense(16, seed=1)

@@ -204,6 +204,7 @@ def test_features_of_one_width_are_not_projected(rng):
     assert loss == pytest.approx(((s - t) ** 2).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_losses_are_added_with_their_weights(rng):
     x, y = batch(rng)
     losses = [distill.Logits(2.), distill.AttentionTransfer({"conv": "conv"}), distill.RelationalKD({"pool": "pool"}),
@@ -228,6 +229,7 @@ def test_a_weight_may_be_a_schedule(rng):
     assert logs == pytest.approx([logs[-1] * share for share in (0, 0.25, 0.5, 0.75, 1, 1)], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_averaged(rng):
     x, _ = batch(rng)
     teachers = [images(8), images(6, seed=3)]

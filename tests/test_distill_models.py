@@ -92,6 +92,7 @@ def test_each_output_has_the_loss_that_fits(rng, losses, listed):
     assert logs_of(teacher, student, losses(), x)["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_by_output_have_weights_by_output(rng):
     x, _ = batch(rng)
     losses = {"price": "values", "kind": "logits"}
@@ -113,6 +114,7 @@ def test_labels_reach_the_output_they_belong_to(rng):
     assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("directory", [False, True])
 def test_cached_outputs_of_several_equal_the_live_ones(rng, tmp_path, listed, directory):
@@ -255,6 +257,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_optimizers(rng, optimizer, tmp_path):
     x, y = batch(rng, 32)

@@ -280,6 +280,7 @@ def test_global_batch_optimizer_is_the_optimizer_itself_on_one_device(settings, 
     assert int(optimizers[0].iterations) == int(optimizers[1].iterations)
 
 
+@pytest.mark.slow
 def test_global_batch_optimizer_is_saved_with_its_state(tmp_path):
     rate = keras.optimizers.schedules.PolynomialDecay(0.05, 20)
     x, y = np.random.normal(size=(12, 4)), np.random.normal(size=(12, 2))
@@ -296,6 +297,7 @@ def test_global_batch_optimizer_is_saved_with_its_state(tmp_path):
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [
     lambda around: around(keras.optimizers.ScheduleFreeAdamW(0.01, clipnorm=0.1)),
     lambda around: around(keras.optimizers.Muon(0.01, global_clipnorm=0.1)),

@@ -178,6 +178,7 @@ OPTIMIZERS = {
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make if name == "AdamW" else slow(make)
                                   for name, make in OPTIMIZERS.items()], ids=list(OPTIMIZERS))
 def test_without_decay_it_is_the_optimizer_alone(make):
@@ -226,6 +227,7 @@ def test_excluded_from_weight_decay_stays_excluded():
     assert_same(values(alone), values(rated), 1e-6)
 
 
+@pytest.mark.slow
 def test_saved_models_find_their_blocks(tmp_path):
     model = net()
     train(model, finetune.rates(model, keras.optimizers.AdamW(warm_up()), decay=0.5), 1)
@@ -478,6 +480,7 @@ def restarted(folder, breaks, *, rated, every=2):
         return [v.numpy() for v in [*model.variables, *model.optimizer.variables]], history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("breaks", "every", "rated"), [((9,), 2, True), slow((3, 10), None, False),
                                                         slow((13, 4), 3, True)])
 def test_a_broken_training_ends_as_a_whole_one(tmp_path, breaks, every, rated):

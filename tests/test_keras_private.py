@@ -116,6 +116,7 @@ def start():
     return draw()
 
 
+@pytest.mark.slow
 def test_randomness_is_put_back():
     expected = start(), draw()
     first = start()
@@ -125,6 +126,7 @@ def test_randomness_is_put_back():
     assert draw() not in expected                                           # negative control
 
 
+@pytest.mark.slow
 def test_a_seed_holds_inside_alone():
     expected = start(), draw()
     first = start()

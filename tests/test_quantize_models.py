@@ -94,6 +94,7 @@ def embedded(layer):
     return lambda inputs: layer(layers.Embedding(30, 16, mask_zero=True)(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [
     attention, embedded(layers.GRU(8)), embedded(layers.Bidirectional(layers.LSTM(8))),
     embedded(layers.GlobalAveragePooling1D()),
@@ -197,6 +198,7 @@ def test_plan_builds_nothing(monkeypatch):
     assert len(dense._inbound_nodes) == nodes
 
 
+@pytest.mark.slow
 def test_saved_with_adapted_layers(tmp_path, rng):
     x = rng.normal(50, 20, size=(64, 8)).astype("float32")
     model = keras.Sequential([keras.Input((8,)), adapted(layers.Normalization(), x), layers.Dense(8, activation="relu"),

@@ -199,6 +199,7 @@ def test_zeros_and_shared_values_stay():
     assert all(len(np.unique(row)) <= len(np.unique(own)) for row, own in zip(stored[1], values, strict=True))
 
 
+@pytest.mark.slow
 def test_four_bits_are_in_the_file():
     lite = quantize.convert(network(), "int4", calibration=photos())
     kinds = {kind: (entry.dtype, np.abs(entry).max()) for kind, _, _, entry in file.kernels(lite.parsed)}

@@ -99,6 +99,7 @@ def test_trains_as_the_toolkit_does_in_tf_keras():
     assert np.abs(np.subtract(fit(model, x, y), expected)).max() > 1e-4, "without rounding it differs"
 
 
+@pytest.mark.slow
 def test_shared_values_train_as_the_toolkit_s_do():
     from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
         default_8bit_cluster_preserve_quantize_scheme as scheme,
@@ -209,6 +210,7 @@ def test_penalties_stay_where_they_were():
     assert float(sum(aware.losses)) == pytest.approx(float(sum(model.losses)), rel=0.03)
 
 
+@pytest.mark.slow
 def test_names_and_policies_of_the_user_do_not_matter():
     """A model with the names Keras would give to the layers that are put in, under a global policy of its own."""
     keras.utils.clear_session()

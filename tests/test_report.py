@@ -194,6 +194,7 @@ def test_sizes_are_those_of_the_arrays():
 
 # ---- speed
 
+@pytest.mark.slow
 def test_latency_is_between_its_quartiles_and_tells_slow_from_fast():
     wide = keras.Sequential([keras.Input((4,)), L.Dense(3000), L.Dense(3000), L.Dense(3)])
     table = report.compare({"wide": wide, "small": mlp()}, runs=15)

@@ -219,6 +219,7 @@ def quadrants(rng, count):
     return x, y
 
 
+@pytest.mark.slow
 def test_a_randomized_model_agrees_less_and_maps_find_the_spot(rng):
     """The sanity check of Adebayo et al. 2018, on a net that is trained to see a spot."""
     x, y = quadrants(rng, 1500)

@@ -79,6 +79,7 @@ def cases(draw):
             high, [total])
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(cases(), st.lists(st.integers(0, 20_000_000), min_size=5, max_size=20))
 def test_equal_to_the_closed_form_at_any_step(case, steps):
@@ -169,6 +170,7 @@ def points(n=64):
     return x, x @ np.array([[1.0], [2], [3], [4]], "float32")
 
 
+@pytest.mark.slow
 def test_saved_in_a_compiled_model_and_loaded_in_a_new_process(tmp_path, run_python):
     for name, schedule in PLAIN.items():
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -276,6 +278,7 @@ def test_training_after_find_goes_on_as_without():
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_find_on_a_subclassed_model_with_its_own_step(optimizer):
     model = walking(optimizer)
@@ -284,6 +287,7 @@ def test_find_on_a_subclassed_model_with_its_own_step(optimizer):
     assert 1e-5 < finding[0].rate < 10
 
 
+@pytest.mark.slow
 def test_find_on_a_distiller():
     from tfopt import distill
 
@@ -397,6 +401,7 @@ def test_find_takes_datasets_and_shows_a_bar(capsys):
     assert "30" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_find_in_mixed_precision_with_loss_scaling():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(
@@ -642,6 +647,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "error", "words"), REFUSED)
 def test_refusals(make, error, words):
     with pytest.raises(error, match=words):

@@ -73,6 +73,7 @@ def test_every_algorithm_reports_what_it_hands_out(tmp_path, algorithm):
     assert scored["loss"] < other
 
 
+@pytest.mark.slow
 def test_a_trial_is_what_its_seed_makes_it(tmp_path):
     """The score is that of a plain fit with the trial's seed, on the same batches, best epoch of all."""
     from tfopt import data
@@ -88,6 +89,7 @@ def test_a_trial_is_what_its_seed_makes_it(tmp_path):
         assert row.epoch == int(np.argmin(losses))
 
 
+@pytest.mark.slow
 def test_the_randomness_and_the_names_of_the_user_are_left_alone(tmp_path):
     keras.layers.Dense(1)                                            # from now on such names have a number
     keras.utils.set_random_seed(7)
@@ -99,6 +101,7 @@ def test_the_randomness_and_the_names_of_the_user_are_left_alone(tmp_path):
     assert int(found[2].split("_")[1]) == int(expected[2].split("_")[1]) + 1
 
 
+@pytest.mark.slow
 def test_more_trials_later_are_those_of_one_long_search(tmp_path):
     run(tmp_path / "twice", Quick(), max_trials=2)
     twice = run(tmp_path / "twice", Quick(), max_trials=4).frame
@@ -106,6 +109,7 @@ def test_more_trials_later_are_those_of_one_long_search(tmp_path):
     assert twice.drop(columns="seconds").equals(once.drop(columns="seconds"))
 
 
+@pytest.mark.slow
 def test_only_the_best_stay_on_the_disk(tmp_path):
     found = run(tmp_path, Quick(), max_trials=5, keep_weights=2)
     kept = {int(path.parent.name) for path in tmp_path.rglob("*.weights.h5")}
@@ -115,6 +119,7 @@ def test_only_the_best_stay_on_the_disk(tmp_path):
         found.best(rank=2)
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_refused(tmp_path):
     found = run(tmp_path, Quick(), max_trials=1)
     path, = tmp_path.rglob("*.weights.h5")
@@ -176,12 +181,14 @@ def test_a_model_beyond_the_limits_is_neither_trained_nor_counted(tmp_path, algo
     assert found.frame.message.str.contains("macs .* > 50").any()
 
 
+@pytest.mark.slow
 def test_limits_that_nothing_meets_end_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(_study, "IN_A_ROW", 5)
     with pytest.raises(RuntimeError, match="`limits` rejected each of 5 models"):
         run(tmp_path, Quick(), limits={"params": 3})
 
 
+@pytest.mark.slow
 def test_a_crash_inside_a_model_is_one_failed_trial(tmp_path):
     def some(hp):
         model = build(hp)
@@ -197,6 +204,7 @@ def test_a_crash_inside_a_model_is_one_failed_trial(tmp_path):
 # What the parameters may choose
 
 
+@pytest.mark.slow
 def test_epochs_batch_and_data_may_depend_on_the_parameters(tmp_path):
     seen = []
 
@@ -222,6 +230,7 @@ class Hyper(keras_tuner.HyperModel):
         return build(hp)
 
 
+@pytest.mark.slow
 def test_a_hypermodel_that_passes_everything_on_is_scored_by_its_epochs(tmp_path):
     class Passes(Hyper):
         def fit(self, hp, model, *args, **kwargs):
@@ -232,6 +241,7 @@ def test_a_hypermodel_that_passes_everything_on_is_scored_by_its_epochs(tmp_path
     assert (found.frame.epoch < found.frame.rounds).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returned", ["number", "dict", "own name", "after callbacks"])
 def test_what_a_hypermodel_returns_is_its_score(tmp_path, returned):
     """Another trial wins than the epochs' logs would choose, and its weights are those that were scored."""
@@ -252,6 +262,7 @@ def test_what_a_hypermodel_returns_is_its_score(tmp_path, returned):
     assert (found.best().layers[0].get_weights()[0] == found.frame.units.min()).all()
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_may_call_the_callbacks(tmp_path):
     class Loop(Hyper):
         def fit(self, hp, model, train, validation_data=None, callbacks=(), **kwargs):
@@ -277,6 +288,7 @@ def test_a_loop_of_ones_own_may_call_the_callbacks(tmp_path):
         assert found.best().evaluate(*VAL, verbose=0)[0] == pytest.approx(found.frame.val_loss[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_hypermodel_that_returns_nothing_is_told_so(tmp_path):
     class Nothing(Hyper):
         def fit(self, hp, model, train, **kwargs):
@@ -286,6 +298,7 @@ def test_a_hypermodel_that_returns_nothing_is_told_so(tmp_path):
         run(tmp_path, Nothing(), max_trials=1)
 
 
+@pytest.mark.slow
 def test_a_history_without_callbacks_is_that_of_the_last_epoch(tmp_path):
     class Forgetful(Hyper):
         def fit(self, hp, model, train, **kwargs):
@@ -294,6 +307,7 @@ def test_a_history_without_callbacks_is_that_of_the_last_epoch(tmp_path):
     assert (run(tmp_path, Forgetful(), max_trials=1).frame.status == "completed").all()
 
 
+@pytest.mark.slow
 def test_conditions_are_found_and_drawn(tmp_path):
     def some(hp):
         kind = hp.Choice("kind", ["a", "b"])
@@ -315,6 +329,7 @@ def test_conditions_are_found_and_drawn(tmp_path):
 # Folds
 
 
+@pytest.mark.slow
 def test_folds_give_mean_and_spread_of_real_models(tmp_path):
     found = run(tmp_path, train=TRAIN, val=None, folds=3, max_trials=2)
     row = found.frame.loc[found.frame.val_loss.idxmin()]
@@ -359,6 +374,7 @@ def test_what_a_bad_fold_is():
     assert not _folds.is_bad([.9, .4], [.5, .3], "min")
 
 
+@pytest.mark.slow
 def test_cross_validate_is_a_loop_over_folds():
     from tfopt import data
 
@@ -381,6 +397,7 @@ def test_cross_validate_is_a_loop_over_folds():
 # Several objectives
 
 
+@pytest.mark.slow
 def test_several_objectives_give_a_front(tmp_path):
     found = run(tmp_path, Quick(), ["val_loss", "params"], algorithm="tpe", max_trials=12)
     table, front = found.frame, found.pareto()
@@ -414,6 +431,7 @@ def test_importance_is_the_adjusted_share_of_variance():
     assert list(shares) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_the_picture_shows_every_trial(tmp_path):
     found = run(tmp_path, Quick(), max_trials=4)
     figure = found.plot()
@@ -545,6 +563,7 @@ class Batches(keras.utils.PyDataset):
         return tuple(array[8 * i:8 * i + 8] for array in self.arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda *arrays: arrays, Batches])
 def test_what_weighs_nothing_changes_no_score(tmp_path, form):
     """Weights reach training and the score: rows of weight 0 may hold anything."""

@@ -112,6 +112,7 @@ def test_a_trial_that_was_running_is_the_next_one(tmp_path, algorithm):
     study.record.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_lost_line_does_not_stop_a_study(tmp_path, algorithm):
     """Whatever line is lost, a study goes on to the end; only what the line told is done again."""

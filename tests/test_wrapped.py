@@ -44,6 +44,7 @@ def strip(wrapped):
     return (prune if "Pruned" in type(wrapped).__name__ else cluster).strip(wrapped)
 
 
+@pytest.mark.slow
 @wrapped_kinds
 def test_the_model_passed_in_is_unchanged(rng, wrap):
     model, (x, y) = compile_(net()), data(rng)
@@ -58,6 +59,7 @@ def test_the_model_passed_in_is_unchanged(rng, wrap):
     assert int(optimizer.iterations) == 0
 
 
+@pytest.mark.slow
 @wrapped_kinds
 def test_a_new_process_loads_it_and_trains_on(rng, wrap, tmp_path, run_python):
     model, (x, y) = net(), data(rng)
@@ -81,6 +83,7 @@ np.testing.assert_allclose(model.predict(x, verbose=0), data["after"], atol=1e-6
 """, tmp_path)
 
 
+@pytest.mark.slow
 @wrapped_kinds
 def test_checkpoints_and_backups_work(rng, wrap, tmp_path):
     wrapped, (x, y) = compile_(wrap(net())), data(rng)
@@ -124,6 +127,7 @@ for one, two in zip(weights, weights2):
 """, devices=2)
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_every_dtype_policy_trains(rng, wrap, policy):
@@ -154,6 +158,7 @@ OPTIMIZERS = {
     "schedule-free": lambda: keras.optimizers.ScheduleFreeAdamW(1e-2), "muon": lambda: keras.optimizers.Muon(1e-3)}
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer(rng, wrap, optimizer):
@@ -165,6 +170,7 @@ def test_every_optimizer(rng, wrap, optimizer):
     np.testing.assert_array_equal(plain.predict(x, verbose=0), wrapped.predict(x, verbose=0))
 
 
+@pytest.mark.slow
 def test_steps_of_the_optimizer_count_not_batches(rng):
     wrapped, (x, y) = compile_(prune.wrap(net(), 0.5, end=6), OPTIMIZERS["accumulation"]()), data(rng)
     fit(wrapped, x, y, 1)                                               # six batches, three steps
@@ -217,6 +223,7 @@ def subclassed():
     return model
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("make", [own, subclassed])
 def test_models_of_ones_own_stay_what_they_are(rng, wrap, make):
@@ -241,6 +248,7 @@ RECURRENT = {"LSTM": lambda: keras.layers.LSTM(6, dropout=0.2), "GRU": lambda: k
              "each step": lambda: keras.layers.TimeDistributed(keras.layers.Dense(6))}
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
 def test_kernels_of_sequences(rng, wrap, layer):
@@ -254,6 +262,7 @@ def test_kernels_of_sequences(rng, wrap, layer):
     assert all(abs((w == 0).mean() - 0.5) < 0.01 if wrap is WRAPS["prune"] else np.unique(w).size <= 4 for w in kernels)
 
 
+@pytest.mark.slow
 @both_kinds
 def test_attention_and_masks(rng, wrap):
     """Padded sequences compute what they did, and all four kernels of attention are treated."""
@@ -275,6 +284,7 @@ def test_attention_and_masks(rng, wrap):
     assert all((w == 0).mean() == 0.5 if wrap is WRAPS["prune"] else np.unique(w).size <= 4 for w in kernels)
 
 
+@pytest.mark.slow
 @both_kinds
 def test_frozen_layers_follow(rng, wrap):
     model, (x, y) = net(batch_norm=False), data(rng)
@@ -299,6 +309,7 @@ def test_lora_is_left_alone(rng, wrap):
     np.testing.assert_allclose(wrapped.get_layer("tuned")(x), model.get_layer("tuned")(x), atol=1e-6)
 
 
+@pytest.mark.slow
 @both_kinds
 def test_penalties_of_activity_count(rng, wrap):
     x, y = rng.normal(size=(32, 6)).astype("float32"), rng.integers(0, 3, 32)
@@ -313,6 +324,7 @@ def test_penalties_of_activity_count(rng, wrap):
     fit(wrapped, x, y)
 
 
+@pytest.mark.slow
 @both_kinds
 def test_other_files(rng, wrap, tmp_path):
     wrapped, (x, y) = compile_(wrap(net())), data(rng)
