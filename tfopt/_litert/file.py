@@ -14,7 +14,8 @@ _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() i
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _BORDER = ("QUANTIZE", "DEQUANTIZE")                       # where numbers are re-coded and nothing is computed
 _ITEM = {"bool": np.bool_, "uint8": np.uint8, "int4": np.int8, "int8": np.int8, "int16": np.int16, "int32": np.int32,
-         "int64": np.int64, "float32": np.float32, "float16": np.float16}
+         "int64": np.int64, "float32": np.float32, "float16": np.float16, "float64": np.float64,
+         "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64}
 _KERNEL_TYPES = ("int4", "int8", "int16", "float32", "float16")
 FLOAT32, INT4, INT8 = (getattr(schema.TensorType, name) for name in ("FLOAT32", "INT4", "INT8"))
 

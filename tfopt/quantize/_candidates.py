@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from .._check import require
 from .._keras import graph_of
 from .._litert import file, run
 from . import _rounding
 from ._equalize import equalized
 
 _NARROWED = "compensated, narrowed ranges"
-_RISK = 1.0                 # dB that such ranges must win: they cut off what is larger
+_RISK = 0.5                 # dB that such ranges must win: they cut off what is larger
 _FEW = 16                   # with fewer samples all of them serve to round and to judge
 
 
@@ -33,28 +34,32 @@ def best(model, content, expected, samples, mode, rounding, to_file):
     start = 0 if share == len(samples[0]) else share
     unseen, wanted = [array[start:] for array in samples], [array[start:] for array in expected]
     found, levels = {}, {}
+    floats = to_file(model, "float32") if rounding == "auto" or bits == 4 else None
 
     def judge(way, made):
         if made is not None:
             levels[way] = round(_level(wanted, run.batches(run.interpreter(made), unseen)), 2)
             found[way] = made
 
-    judge("nearest", content if bits == 8 else _made(model, content, known, 4, False, to_file))
+    judge("nearest", content if bits == 8 else _made(floats, content, known, 4, False))
     if rounding == "auto":
         ways = {"compensated": False} | ({_NARROWED: True} if mode in ("int8", "int4") else {})
         for way, narrow in ways.items():
-            judge(way, _made(model, content, known, bits, True, to_file, narrow))
+            judge(way, _made(floats, content, known, bits, True, narrow))
         other = equalized(model) if graph_of(model) is not None and mode != "dynamic" else None
         if other is not None:
             way = max(ways, key=lambda way: levels.get(way, -np.inf))
-            judge(f"equalized, {way}", _made(other, to_file(other, mode), known, bits, True, to_file, ways[way]))
+            made = to_file(other, "float32"), to_file(other, mode)
+            judge(f"equalized, {way}", _made(*made, known, bits, True, ways[way]))
+    require(levels, "int4 needs a kernel that one layer alone uses", mode=mode,
+            do="Choose int8: layers that are called several times keep 8 bits.")
     way = max(levels, key=lambda way: levels[way] - _RISK * way.endswith(_NARROWED))
     return found[way], {"rounding": way, "sqnr_db": levels}
 
 
-def _made(model, content, samples, bits, compensate, to_file, narrow=False):
+def _made(floats, content, samples, bits, compensate, narrow=False):
     """The file with other integers, or None where the float file has other kernels."""
-    exact, parsed = file.parse(to_file(model, "float32")), file.parse(content)
+    exact, parsed = file.parse(floats), file.parse(content)
     return file.pack(parsed) if _rounding.rounded(exact, parsed, samples, bits, compensate, narrow) else None
 
 

@@ -46,7 +46,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
 
     With calibration data the integers of the kernels are chosen by error compensation (GPTQ, then coordinate descent),
     layer by layer, with the inputs that the layers before produce, and biases make up for the mean error that is left.
-    Activations of int8 and int4 get the ranges of least squared error if that wins 1 dB.
+    Activations of int8 and int4 get the ranges of least squared error if that wins half a dB.
     Channels of very different ranges are equalized first where that is exact. Files made in these ways and the
     converter's own are compared on the last quarter of the calibration data, and the best one is returned:
     `report["rounding"]` names it, `report["sqnr_db"]` has the signal-to-noise ratio of each. Zeros stay zeros, and
@@ -96,10 +96,12 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     structure, samples = _inputs(model, calibration)
     source = in_float32(model)
     content, outputs, batch = _to_lite(source, structure, samples, mode, trained)
-    rounded = {}
+    rounded, expected = {}, None
     if not trained and calibration is not None and mode in (*_CALIBRATED, "dynamic"):
+        _run(content, [array[:batch or 1] for array in samples])              # may LiteRT run it at all?
+        expected = _expected(source, structure, samples)
         content, rounded = _candidates.best(
-            source, content, _expected(source, structure, samples), samples, mode, rounding,
+            source, content, expected, samples, mode, rounding,
             lambda one, mode: _to_lite(one, structure, samples, mode, False)[0])
     parsed = file.parse(content)
     ops = file.operations(parsed)
@@ -110,7 +112,8 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     sign = _Signature(structure, outputs)
     found, resizable = _run(file.pack(parsed), samples)
     report = {"mode": mode, "checked_on": "noise" if calibration is None else "calibration", "samples": len(samples[0]),
-              **_compare(model, structure, samples, found, trained), **_shares(ops), **rounded, "resizable": resizable}
+              **_compare(model, structure, samples, found, trained, expected if source is model else None),
+              **_shares(ops), **rounded, "resizable": resizable}
     note = {"report": report}
     if trained:
         report.update(_preserved(source, parsed))
@@ -286,9 +289,9 @@ def _run(content, samples):
                       for a, b in zip(at_once, wanted, strict=True))
 
 
-def _compare(model, inputs, samples, found, trained):
+def _compare(model, inputs, samples, found, trained, expected=None):
     """How far the file is from the model that was passed in; and from the one in float that this was made of."""
-    difference, agreement = _difference(_expected(model, inputs, samples), found)
+    difference, agreement = _difference(expected or _expected(model, inputs, samples), found)
     report = {"compared_with": "the trained model, rounding included" if trained else "the model",
               "max_difference": difference, "agreement": agreement}
     if trained:
