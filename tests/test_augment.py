@@ -406,7 +406,7 @@ def images_of(shape=(2, 8, 8, 3), dtype="uint8", high=255):
     ([augment.CutMix(num_classes=2)], {}, images_of(), "CutMix needs labels"),
     ([], {}, {"images": images_of(), "mask": images_of()}, "a dict with `images` has the keys"),
     ([], {}, {"left": images_of(), "right": images_of()}, "exactly one input that is images"),
-    ([], {}, {"image": images_of(), "bbox": np.zeros((2, 3, 4))}, "boxes are moved only in a dict"),
+    ([], {}, {"image": images_of(), "bbox": np.zeros((2, 3, 4))}, "boxes are moved under the names"),
     ([], {}, images_of((2, 3, 16, 16)), "takes channels last"),
     ([], {}, {"images": images_of(), "masks": np.zeros(2)}, "masks are"),
     ([], {}, {"images": images_of(), "boxes": np.zeros((2, 4))}, "boxes are"),

@@ -9,11 +9,12 @@ from ._pipeline import Pipeline
 from ._pixels import AutoContrast, Blur, Equalize, Erase, Noise, Posterize, Sharpness, Solarize
 from ._policies import AugMix, RandAugment, TrivialAugment
 from ._preview import preview
+from ._warps import Elastic, Perspective
 
 __all__ = ["JPEG", "AugMix", "AutoContrast", "Blur", "Brightness", "CenterCrop", "ColorJitter", "Contrast", "Crop",
-           "CutMix", "Equalize", "Erase", "Flip", "Grayscale", "GridMask", "Hue", "Invert", "MixUp", "MotionBlur",
-           "Noise", "Normalize", "Op", "Pipeline", "Posterize", "RandAugment", "Resize", "Rotate", "Saturation",
-           "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom", "preview"]
+           "CutMix", "Elastic", "Equalize", "Erase", "Flip", "Grayscale", "GridMask", "Hue", "Invert", "MixUp",
+           "MotionBlur", "Noise", "Normalize", "Op", "Perspective", "Pipeline", "Posterize", "RandAugment", "Resize",
+           "Rotate", "Saturation", "Sharpness", "Shear", "Solarize", "Translate", "TrivialAugment", "Zoom", "preview"]
 
 
 def __dir__() -> list[str]:

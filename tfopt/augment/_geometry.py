@@ -4,6 +4,9 @@ A matrix maps a place in the new image to a place in the old one, in pixels from
 y down; only its upper two rows are kept, as six tensors of shape [batch] (a, b, c, d, e, f):
 
     x_old = a x + b y + c,   y_old = d x + e y + f
+
+A perspective has all nine, and both are divided by w = g x + h y + i. What is no matrix (elastic) is a field of shifts,
+added to the places of the new image before the matrix: it comes last in its resample.
 """
 
 import math
@@ -13,6 +16,7 @@ from .._keras import tf
 from ._op import PROBABILITY, TURN, Op, Range, Tensors, between, operation
 
 FILL_MODES = ("reflect", "constant", "nearest", "wrap")
+HORIZON = 0.05                          # the least w: beyond lies what a perspective cannot show
 
 
 def identity(batch):
@@ -20,33 +24,58 @@ def identity(batch):
     return one, zero, zero, zero, one, zero
 
 
-def compose(first, second):
+def full(matrix: Tensors) -> Tensors:
+    """All nine of six or nine."""
+    one, zero = tf.ones_like(matrix[0]), tf.zeros_like(matrix[0])
+    return matrix if len(matrix) == 9 else (*matrix, zero, zero, one)
+
+
+def compose(first: Tensors, second: Tensors) -> Tensors:
     """The matrix of `first`, then `second`, acting on an image; exact where one of them is the identity."""
-    a, b, c, d, e, f = first
-    g, h, i, j, k, m = second
-    return a * g + b * j, a * h + b * k, a * i + b * m + c, d * g + e * j, d * h + e * k, d * i + e * m + f
+    if len(first) == len(second) == 6:
+        a, b, c, d, e, f = first
+        g, h, i, j, k, m = second
+        return a * g + b * j, a * h + b * k, a * i + b * m + c, d * g + e * j, d * h + e * k, d * i + e * m + f
+    first, second = full(first), full(second)
+    return tuple(a * second[column] + b * second[3 + column] + c * second[6 + column]
+                 for a, b, c in (first[:3], first[3:6], first[6:]) for column in range(3))
+
+
+def adjugate(matrix: Tensors) -> Tensors:
+    """The inverse of nine numbers times their determinant, which a perspective does not see."""
+    a, b, c, d, e, f, g, h, i = matrix
+    return (e * i - f * h, c * h - b * i, b * f - c * e, f * g - d * i, a * i - c * g, c * d - a * f,
+            d * h - e * g, b * g - a * h, a * e - b * d)
 
 
 def select(acts, matrix):
     """`matrix` where an operation acts, else the identity."""
-    return tuple(tf.where(acts, m, one) for m, one in zip(matrix, identity(tf.shape(acts)), strict=True))
+    still = full(identity(tf.shape(acts)))[:len(matrix)]
+    return tuple(tf.where(acts, m, one) for m, one in zip(matrix, still, strict=True))
 
 
-def sources(matrix, old, new):
+def sources(matrix, shifts, old, new):
     """Columns and rows in an image of size `old` from which the pixels of size `new` come: float32[batch, *new]."""
-    a, b, c, d, e, f = tf.unstack(matrix[..., None, None], axis=1)
+    a, b, c, d, e, f, *bottom = tf.unstack(matrix[..., None, None], axis=1)
     x = (tf.range(new[1], dtype=tf.float32) - (new[1] - 1) / 2)[None, None]
     y = (tf.range(new[0], dtype=tf.float32) - (new[0] - 1) / 2)[None, :, None]
-    return a * x + b * y + (c + (old[1] - 1) / 2), d * x + e * y + (f + (old[0] - 1) / 2)
+    if shifts is not None:
+        x, y = x + shifts[..., 0], y + shifts[..., 1]
+    if not bottom:
+        return a * x + b * y + (c + (old[1] - 1) / 2), d * x + e * y + (f + (old[0] - 1) / 2)
+    g, h, i = bottom
+    w = tf.maximum(g * x + h * y + i, HORIZON)
+    return (a * x + b * y + c) / w + (old[1] - 1) / 2, (d * x + e * y + f) / w + (old[0] - 1) / 2
 
 
-def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, nearest=False):
-    """Bilinear (or nearest) values of `images` at the places a matrix says.
+def resample(images, matrix, new, *, shifts=None, fill_mode="reflect", fill_value=0.0, nearest=False):
+    """Bilinear (or nearest) values of `images` at the places a matrix and shifts say.
 
     Args:
       images: [batch, height, width, channels], any number dtype.
-      matrix: float32[batch, 6], the six of the module.
+      matrix: float32[batch, 6] or [batch, 9], see the module.
       new: (height, width) of the result.
+      shifts: float32[batch, *new, 2], to the right and down in pixels, or None.
       fill_mode: what lies outside: "reflect" (d c b a | a b c d | d c b a), "constant", "nearest" or "wrap".
       fill_value: the value outside for "constant".
       nearest: take the nearest pixel, keeping the dtype: for masks.
@@ -54,9 +83,15 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
     Returns:
       float32[batch, *new, channels], or the dtype of `images` if `nearest`.
     """
+    columns, rows = sources(matrix, shifts, images.shape[1:3], new)
+    return sample(images, columns, rows, fill_mode=fill_mode, fill_value=fill_value, nearest=nearest)
+
+
+def sample(images, columns, rows, *, fill_mode, fill_value=0.0, nearest=False):
+    """Values of `images` at float32[batch, height, width] columns and rows; see `resample`."""
     old, channels = tuple(images.shape[1:3]), images.shape[3]
+    new = [tf.shape(columns)[axis] if columns.shape[axis] is None else columns.shape[axis] for axis in (1, 2)]
     pixels = tf.reshape(images, (-1, old[0] * old[1]) + (channels,) * (channels > 1))     # an axis of 1 costs time
-    columns, rows = sources(matrix, old, new)
     columns, rows = _fold(columns, old[1], fill_mode), _fold(rows, old[0], fill_mode)
 
     def flat(plane):
@@ -88,10 +123,10 @@ def resample(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, neares
     return tf.reshape(result, (-1, *new, channels))
 
 
-def resample_without_xla(images, matrix, new, *, fill_mode="reflect", fill_value=0.0, nearest=False):
-    """`resample` by TensorFlow's own kernel, where it has the fill mode."""
-    if fill_mode == "wrap" or nearest:          # the kernel does not interpolate across the seam; rounds ties otherwise
-        return resample(images, matrix, new, fill_mode=fill_mode, fill_value=fill_value, nearest=nearest)
+def resample_without_xla(images, matrix, new, *, shifts=None, fill_mode="reflect", fill_value=0.0):
+    """`resample` by TensorFlow's own kernel, where it has the fill mode and the map."""
+    if fill_mode == "wrap" or shifts is not None or matrix.shape[1] == 9:     # "wrap": not across the seam
+        return resample(images, matrix, new, shifts=shifts, fill_mode=fill_mode, fill_value=fill_value)
     a, b, c, d, e, f = tf.unstack(matrix, axis=1)
     x, y = (new[1] - 1) / 2, (new[0] - 1) / 2
     zero = tf.zeros_like(a)
@@ -122,22 +157,6 @@ def _inside(place, size, fill_mode):
         return tf.where(place < 0, place + size, tf.where(place >= size, place - size, place))
     place = tf.minimum(place, size - 1)
     return tf.maximum(place, 0) if fill_mode == "constant" else place
-
-
-def move_boxes(boxes, matrix, old, new):
-    """Boxes float32[batch, n, 4] (x1, y1, x2, y2 in pixels, edges of the image at 0 and its size) around their corners.
-
-    They are clipped to the image; a box that has left it has no area.
-    """
-    a, b, c, d, e, f = tf.unstack(matrix[..., None, None], axis=1)
-    corners_x = tf.gather(boxes, (0, 2, 0, 2), axis=2) - old[1] / 2 - c
-    corners_y = tf.gather(boxes, (1, 1, 3, 3), axis=2) - old[0] / 2 - f
-    area = a * e - b * d
-    x = (e * corners_x - b * corners_y) / area + new[1] / 2
-    y = (a * corners_y - d * corners_x) / area + new[0] / 2
-    ends = [tf.clip_by_value(end(place, axis=2), 0.0, float(size))
-            for end in (tf.reduce_min, tf.reduce_max) for place, size in ((x, new[1]), (y, new[0]))]
-    return tf.stack(ends, axis=2)
 
 
 @operation(mode=OneOf("horizontal", "vertical", "horizontal_and_vertical"), probability=PROBABILITY)

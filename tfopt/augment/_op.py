@@ -10,7 +10,7 @@ from .._keras import NotALayer, in_xla, serializable, tf
 Tensors = tuple[tf.Tensor, ...]
 PROBABILITY = Number(low=0, high=1)
 TURN = "It is a fraction of a full turn: 15 degrees are 15 / 360."
-MOVES, RECOLORS, CHANGES = "matrix", "affine", "change"      # the three kinds, by the method that makes them
+MOVES, BENDS, RECOLORS, CHANGES = "matrix", "shifts", "affine", "change"    # the kinds, by the method that makes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,12 @@ class Op(NotALayer):
 
     - `matrix(u, old)`: geometry, from the (height, width) of the old image. The six float32[batch] (a, b, c, d, e, f)
       that say where each pixel comes from, in pixels from the center, x to the right and y down:
-      `x_old = a x + b y + c`, `y_old = d x + e y + f`. It joins the resample of its neighbors; masks, boxes and targets
-      of the image's size are moved too.
+      `x_old = a x + b y + c`, `y_old = d x + e y + f`; or nine, whose last three (g, h, i) are a perspective: both are
+      divided by `g x + h y + i`. It joins the resample of its neighbors; masks, boxes, keypoints and targets of the
+      image's size are moved too.
+    - `shifts(u, noise, old)`: geometry that is no matrix. float32[batch, height, width, 2]: how far to the right and
+      down of itself each pixel comes from; `noise(shape)` are uniform numbers [batch, *shape] for a shape of three. It
+      ends a resample.
     - `affine(u, channels, low, high)`: linear in the colors. (M, N, o) with `x -> M x + N mean + o`: float32
       [batch, channels, channels] twice and [batch, channels]; the mean is the image's own. It joins the color matrix of
       its neighbors.
@@ -152,8 +156,8 @@ def operation(**constraints: Constraint) -> typing.Callable[[type], type]:
 
 
 def kind(op):
-    """Which of the three kinds an operation is, or None."""
-    return next((name for name in (MOVES, RECOLORS, CHANGES) if hasattr(op, name)), None)
+    """Which of the kinds an operation is, or None."""
+    return next((name for name in (MOVES, BENDS, RECOLORS, CHANGES) if hasattr(op, name)), None)
 
 
 def between(u, ends):

@@ -10,6 +10,7 @@ from ._color import Normalize
 from ._elements import element_of
 from ._geometry import FILL_MODES
 from ._op import Op, kind
+from ._points import FORMATS
 from ._program import Memory, Program, pad, resizes, to_dtype
 
 OPERATION = Instance(Op, text="an operation of tfopt.augment", do="Write for example [augment.Flip()].")
@@ -52,6 +53,8 @@ class Pipeline(keras.layers.Layer):
       fill_value: what "constant" shows, in units of `value_range`.
       jit_compile: compile with XLA. False computes the same (to 0.01 of 255) with single kernels, several times slower:
         where TensorFlow has no XLA, or to look inside.
+      bounding_box_format: of boxes, one of Keras' names: "xyxy" (left, top, right, bottom), "xywh", "center_xywh",
+        "yxyx", "center_yxhw" in pixels; "rel_xyxy", "rel_xywh", "rel_center_xywh", "rel_yxyx" in parts of the image.
 
     Call:
       images: [batch, height, width, channels]; uint8 (then the value range is (0, 255)) or floating. The size must be
@@ -60,9 +63,13 @@ class Pipeline(keras.layers.Layer):
         input is images. Whatever else has the images' height and width ([batch, height, width] or one axis more: a
         mask, a depth map, a weight for each pixel) moves with them: whole numbers by the nearest pixel, floating ones
         bilinearly; with "constant", 0 comes from outside. All the rest passes unchanged.
+      Under the names `boxes` or `bounding_boxes` ([batch, n, 4]) and `keypoints` ([batch, n, 2 or more]: x, y in pixels
+        and what stays), dense or ragged, in any dict of these: boxes and keypoints move too. A moved box holds what its
+        corners (with Elastic, its edges) became, clipped; one that has left the image has no area; one that had none
+        (padding) stays. Keypoints are not clipped.
       A dict with `images` has any of `labels`, `sample_weights`, `masks` (moved by the nearest pixel, whatever their
-        dtype) and `boxes` (float [batch, n, 4]: x1, y1, x2, y2 in pixels; moved by their corners and clipped; one that
-        has left the image has no area). Keras' names `segmentation_masks` and `bounding_boxes` do too.
+        dtype), `boxes` and `keypoints`. Keras' names `segmentation_masks` and `bounding_boxes` do too, the latter also
+        as a dict of `boxes` and `labels`.
 
     Raises:
       ValueError: an argument is out of range; images of another rank, dtype or range; labels missing for MixUp.
@@ -81,10 +88,12 @@ class Pipeline(keras.layers.Layer):
     """
 
     @checked(ops=Instance(Op, text="an operation or a list of them") | ListOf(OPERATION, low=0), seed=Whole(),
-             fill_mode=OneOf(*FILL_MODES), value_range=ENDS, output_range=ENDS, fill_value=Number(), jit_compile=FLAG)
+             fill_mode=OneOf(*FILL_MODES), value_range=ENDS, output_range=ENDS, fill_value=Number(), jit_compile=FLAG,
+             bounding_box_format=OneOf(*FORMATS))
     def __init__(self, ops: Op | typing.Sequence[Op], *, seed: int = 0, fill_mode: str = "reflect",
                  value_range: tuple[float, float] = (0, 255), output_range: tuple[float, float] | None = None,
-                 fill_value: float = 0.0, jit_compile: bool = True, **kwargs: typing.Any):
+                 fill_value: float = 0.0, jit_compile: bool = True, bounding_box_format: str = "xyxy",
+                 **kwargs: typing.Any):
         super().__init__(**kwargs)
         listed = [ops] if isinstance(ops, Op) else list(ops)
         for op in listed:
@@ -98,7 +107,7 @@ class Pipeline(keras.layers.Layer):
         self.ops, self.seed, self.fill_mode, self.fill_value = listed, seed, fill_mode, float(fill_value)
         self.value_range = tuple(map(float, value_range))
         self.output_range = output_range and tuple(map(float, output_range))
-        self.jit_compile = jit_compile
+        self.jit_compile, self.bounding_box_format = jit_compile, bounding_box_format
         self._made = types.SimpleNamespace(programs={}, memory=None)
 
     @property
@@ -127,8 +136,10 @@ class Pipeline(keras.layers.Layer):
         """The views of inputs whose size need not be known yet."""
         shape = self.compute_output_shape(keras.tree.map_structure(lambda x: x.shape, inputs))
         if isinstance(inputs, dict):
-            return {key: keras.KerasTensor(shape[key], self._dtype_of(x.dtype) if key == "images" else x.dtype)
-                    for key, x in inputs.items()}
+            views = keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), inputs)
+            changed = {key: self._dtype_of(inputs[key].dtype) if key == "images" else inputs[key].dtype
+                       for key in ("images", *_elements.MASKS) if key in inputs}
+            return views | {key: keras.KerasTensor(shape[key], dtype) for key, dtype in changed.items()}
         require(len(inputs.shape) == 4, "it takes batches of images [batch, height, width, channels]",
                 shape=inputs.shape)
         return keras.KerasTensor(shape, self._dtype_of(inputs.dtype))
@@ -201,11 +212,12 @@ class Pipeline(keras.layers.Layer):
             index = epoch = tf.zeros(rows[None], tf.int64)
         result = self._dtype_of(images.dtype) if dtype is None else tf.as_dtype(dtype)
         program = self._program(images, training, tf.float32 if mixes else result)
-        images, maps, boxes = program(images, epoch, index, rows, maps=maps, boxes=element.at(element.boxes))
+        images, maps, points = program(images, epoch, index, rows, maps=maps,
+                                       points=element.points_to_move(self.bounding_box_format))
         if mixes:
             images, labels = self._mix(mixes, images, labels, epoch[:rows], index[:rows])
             images = to_dtype(images, result)
-        views = element.replaced(images, labels, maps, boxes)
+        views = element.replaced(images, labels, maps, points, self.bounding_box_format)
         return views if isinstance(views, tuple) else (views,)
 
     def _images(self, images, training):
@@ -275,7 +287,8 @@ class Pipeline(keras.layers.Layer):
         return self._made.programs[key]
 
     def get_config(self) -> dict[str, typing.Any]:
-        names = ("seed", "fill_mode", "value_range", "output_range", "fill_value", "jit_compile")
+        names = ("seed", "fill_mode", "value_range", "output_range", "fill_value", "jit_compile",
+                 "bounding_box_format")
         return {**super().get_config(), **{name: getattr(self, name) for name in names},
                 "ops": [keras.saving.serialize_keras_object(op) for op in self.ops]}
 
@@ -290,8 +303,8 @@ class Pipeline(keras.layers.Layer):
 def _require_kind(op):
     special = isinstance(op, _mix.Mix | Normalize)
     require(special or all(kind(part) for part in op.parts()),
-            "an operation must have one of the methods `matrix`, `affine` and `change`", op=op, do="See augment.Op.",
-            error=TypeError)
+            "an operation must have one of the methods `matrix`, `shifts`, `affine` and `change`", op=op,
+            do="See augment.Op.", error=TypeError)
 
 
 def _soft_labels(element, mixes):

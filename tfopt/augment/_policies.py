@@ -272,7 +272,7 @@ class AugMix(Op):
         images = _pixels.posterize(images, tf.where(chosen("posterize"), bits, 8), low, high)
         threshold = tf.where(chosen("solarize"), 1 - strength, 2.0)
         images = _pixels.solarize(images, low + threshold * (high - low), low, high)
-        angle, size = amount("rotate") * (math.pi / 180), images.shape[1:3]
+        angle, size = amount("rotate") * (math.pi / 180), tuple(map(int, images.shape[1:3]))
         matrix = tf.stack([tf.cos(angle), amount("shear_x") - tf.sin(angle), amount("translate_x") * size[1],
                            amount("shear_y") + tf.sin(angle), tf.cos(angle), amount("translate_y") * size[0]], axis=1)
         return only(choice >= self.names.index("rotate"), lambda some, matrix: _geometry.resample(some, matrix, size),

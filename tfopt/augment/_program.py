@@ -41,34 +41,34 @@ class Program:
                       for steps in self.passes]
         self._move = {nearest: compile_(self._moved(nearest)) for nearest in (True, False)}
 
-    def __call__(self, images, epoch, index, rows, *, maps=(), boxes=None):
-        """Views, moved maps and boxes of the first `rows` of a batch, which may come with more.
+    def __call__(self, images, epoch, index, rows, *, maps=(), points=()):
+        """Views, moved maps and points of the first `rows` of a batch, which may come with more.
 
         Args:
           images: [batch, height, width, channels].
           epoch, index: int64[batch].
           rows: how many examples count.
           maps: pairs (tensor [batch, height, width, channels], nearest) that move as the images do.
-          boxes: float32[rows, n, 4] or None.
+          points: pairs (float32[rows, n, ...], function of `_points` that moves them).
         """
         keys, parameters = self._draw(epoch, index)
         parameters = list(parameters)
-        matrices = [drawn for step, drawn in zip(itertools.chain(*self.passes), parameters, strict=True)
-                    if isinstance(step, _Warp)]
+        warps = [drawn for step, drawn in zip(itertools.chain(*self.passes), parameters, strict=True)
+                 if isinstance(step, _Warp)]
         for steps, run in zip(self.passes, self._runs, strict=True):
             images = run(images, keys, tuple(parameters[:len(steps)]))
             del parameters[:len(steps)]
-        if matrices:
-            maps = [(self._move[nearest](part, matrices), nearest) for part, nearest in maps]
-        if boxes is not None:
-            for matrix, warp in zip(matrices, self.warps, strict=True):
-                boxes = _geometry.move_boxes(boxes, matrix[:rows], warp.old, warp.new)
-        return images[:rows], [part[:rows] for part, _ in maps], boxes
+        if warps:
+            maps = [(self._move[nearest](part, warps), nearest) for part, nearest in maps]
+        for drawn, warp in zip(warps, self.warps, strict=True):
+            here = [part[:rows] for part in drawn]
+            points = [(move(part, here, warp.old, warp.new), move) for part, move in points]
+        return images[:rows], [part[:rows] for part, _ in maps], [part for part, _ in points]
 
     def _parameters(self, epoch, index):
         keys = _random.example_keys(self.settings["seed"], epoch, index)
         numbers = _random.uniform(keys, self.streams)
-        return keys, tuple(step.draw(numbers, tf.shape(index)) for steps in self.passes for step in steps)
+        return keys, tuple(step.draw(keys, numbers, tf.shape(index)) for steps in self.passes for step in steps)
 
     def _run(self, steps):
         """The function of one pass; the last one also ends the views."""
@@ -92,10 +92,11 @@ class Program:
         return to_dtype(images, self.result)
 
     def _moved(self, nearest):
-        def move(part, matrices):
+        def move(part, warps):
             dtype = part.dtype
-            for matrix, warp in zip(matrices, self.warps, strict=True):
-                part = _geometry.resample(part, matrix, warp.new, fill_mode=self.settings["fill_mode"], nearest=nearest)
+            for (matrix, *shifts), warp in zip(warps, self.warps, strict=True):
+                part = _geometry.resample(part, matrix, warp.new, shifts=shifts[0] if shifts else None,
+                                          fill_mode=self.settings["fill_mode"], nearest=nearest)
             return tf.cast(part, dtype)
 
         return move
@@ -114,15 +115,29 @@ def to_dtype(images, dtype):
 def _steps(parts, settings, shape, random):
     """[step] of [(place in the pipeline, operation)]: runs of one kind are one step, other operations one each."""
     steps = []
-    for kind, run in itertools.groupby(parts, lambda item: _op.kind(item[1])):
-        if kind == _op.MOVES:
-            steps.append(_Warp(list(run), settings, shape, random))
+    for run in _runs(parts):
+        kind = _op.kind(run[0][1])
+        if kind in (_op.MOVES, _op.BENDS):
+            steps.append(_Warp(run, settings, shape, random))
             shape = (*steps[-1].new, shape[2])
         elif kind == _op.RECOLORS:
-            steps.append(_Recolor(list(run), settings, shape))
+            steps.append(_Recolor(run, settings, shape))
         else:
             steps += [_Change(place, part, settings, shape) for place, part in run]
     return steps
+
+
+def _runs(parts):
+    """[[part]] of neighbors of one kind; a field of shifts ends the run of matrices before it."""
+    runs, before = [], None
+    for item in parts:
+        kind = _op.kind(item[1])
+        if (before, kind) == (_op.MOVES, _op.BENDS) or before == kind != _op.BENDS:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+        before = kind
+    return runs
 
 
 def _passes(steps):
@@ -139,7 +154,7 @@ def _passes(steps):
 
 
 class _Warp:
-    """A run of geometric operations: one matrix, one resample."""
+    """A run of geometric operations: one matrix, at its end perhaps a field of shifts; one resample."""
 
     compiled = True
 
@@ -149,19 +164,24 @@ class _Warp:
         for _, part in run:
             self.new = part.size(self.new)
 
-    def draw(self, numbers, batch):
-        size, whole = self.old, _geometry.identity(batch)
+    def draw(self, keys, numbers, batch):
+        size, whole, shifts = self.old, _geometry.identity(batch), ()
         for place, part in self.run:
             u = numbers[place]
+            if _op.kind(part) == _op.BENDS:
+                field = part.shifts(u, lambda shape, place=place: _random.pixel_noise(keys, shape, place), size)
+                shifts = (tf.where(part.acts(u)[:, None, None, None], field, 0.0),)
+                continue
             matrix = _geometry.select(part.acts(u), part.matrix(u, size)) if self.random else part.still(batch, size)
             whole = _geometry.compose(whole, matrix)
             size = part.size(size)
-        return tf.stack(whole, axis=1)
+        return tf.stack(whole, axis=1), *shifts
 
-    def __call__(self, images, matrix, keys):
+    def __call__(self, images, drawn, keys):
+        matrix, *shifts = drawn
         resample = _geometry.resample if self.settings["jit_compile"] else _geometry.resample_without_xla
-        return resample(images, matrix, self.new, fill_mode=self.settings["fill_mode"],
-                        fill_value=self.settings["fill_value"])
+        return resample(images, matrix, self.new, shifts=shifts[0] if shifts else None,
+                        fill_mode=self.settings["fill_mode"], fill_value=self.settings["fill_value"])
 
 
 class _Recolor:
@@ -174,7 +194,7 @@ class _Recolor:
         self.mixing = shape[2] > 1 and any(part.mixing for _, part in run)
         self.centering = any(part.centering for _, part in run)
 
-    def draw(self, numbers, batch):
+    def draw(self, keys, numbers, batch):
         return _color.compose([_color.select(part.acts(u), part.affine(u, self.channels, self.low, self.high))
                                for part, u in ((part, numbers[place]) for place, part in self.run)])
 
@@ -190,7 +210,7 @@ class _Change:
         self.place, self.part, self.shape, self.compiled = place, part, shape, part.compiled
         self.low, self.high = settings["value_range"]
 
-    def draw(self, numbers, batch):
+    def draw(self, keys, numbers, batch):
         u = numbers[self.place]
         return self.part.acts(u), tuple(self.part.parameters(u, self.shape))
 
