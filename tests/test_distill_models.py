@@ -294,3 +294,39 @@ def test_forms_of_files(rng, tmp_path):
 def test_losses_show_their_arguments():
     assert repr(distill.Values(0.5, output="price")) == "distill.Values(delta=0.5, output='price')"
     assert repr(distill.Features({"a": "b"})) == "distill.Features(layers={'a': 'b'})"
+
+
+def by_step(activation, shape, last):
+    x = keras.Input(shape)
+    y = keras.layers.GRU(5, return_sequences=True)(keras.layers.Masking()(x))
+    y = keras.layers.TimeDistributed(keras.layers.Dense(4, activation=activation))(y)
+    return keras.Model(x, y if last is None else last(y))
+
+
+@pytest.mark.parametrize(("activation", "shape", "last"), [
+    ("softmax", (6, 3), None), ("sigmoid", (None, 3), None), ("softmax", (6, 3), keras.layers.Reshape((2, 3, 4)))])
+def test_probabilities_of_each_step_have_logits_behind_them(activation, shape, last):
+    """The same training as with a teacher and a student that put out logits."""
+    x, losses = np.random.default_rng(0).normal(size=(8, 6, 3)).astype("float32"), []
+    x[::2, 4:] = 0
+    probable = [by_step(activation, shape, last) for _ in range(2)]
+    plain = [by_step(None, shape, last) for _ in range(2)]
+    for one, other in zip(probable, plain, strict=True):
+        other.set_weights(one.get_weights())
+    for teacher, student in (probable, plain):
+        model = distill.Distiller(teacher, student, distill.Logits(temperature=2.0, activation=activation))
+        model.compile("sgd")
+        losses.append(model.fit(x, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_mixture_of_probabilities_is_no_logit():
+    x = keras.Input((6,))
+    share = keras.layers.Dense(3, activation="softmax")(x)
+    parts = keras.layers.Reshape((3, 4))(keras.layers.Dense(12)(x))
+    mixed = keras.Model(x, keras.layers.Dot(1)([share, keras.layers.Softmax()(parts)]))
+    with pytest.raises(ValueError, match="must end in logits, a softmax or a sigmoid"):
+        distill.Distiller(mixed, keras.models.clone_model(mixed), distill.Logits())
+    model = distill.Distiller(mixed, keras.models.clone_model(mixed), distill.Logits(from_logits=False))
+    model.compile("sgd")
+    assert np.isfinite(model.fit(np.ones((4, 6)), verbose=0).history["loss"][0])

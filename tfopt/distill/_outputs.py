@@ -1,4 +1,4 @@
-"""The kind of a model's outputs: logits, or probabilities whose logits are one operation earlier in the graph."""
+"""The kind of a model's outputs: logits, or probabilities whose logits are a few operations earlier in the graph."""
 
 import inspect
 
@@ -8,7 +8,7 @@ from ._formulas import log_probability
 _PROBABILITY = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _THROUGH = {"Identity", "Cast", "StopGradient", "PreventGradient", "EnsureShape", "CheckNumerics",
             "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"}
-_RESHAPE = {"Reshape", "Squeeze", "ExpandDims", "Transpose", "Mean"}
+_RESHAPE = {"Reshape", "Squeeze", "ExpandDims", "Transpose", "Pack", "Mean", "StridedSlice"}
 _AFFINE = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv1D", "Conv2D", "Conv3D",
            "DepthwiseConv2dNative", "Conv2DBackpropInputV2", "Conv2DBackpropInput", "LogSoftmax"}
 _SHIFT_OR_SCALE = {"BiasAdd", "AddV2", "Add", "Sub", "Mul", "RealDiv", "AddN"}
@@ -37,16 +37,48 @@ def _trace(tensor):
     if op.type in _PROBABILITY:
         return _PROBABILITY[op.type], op.inputs[0], op.type, 1.
     if op.type in _AFFINE:
-        return "logits", tensor, op.type, 1.
+        mixes = not any(map(_is_parameter, op.inputs)) and any(_trace(x)[0] in _PROBABILITY.values() for x in op.inputs)
+        return (None, None, f"{op.type} of probabilities", 1.) if mixes else ("logits", tensor, op.type, 1.)
     if op.type in _THROUGH:
         kind, logits, last, mass = _trace(op.inputs[0])
         return kind, tensor if kind == "logits" else logits, last, mass
     if op.type in _RESHAPE:
-        kind, _, last, _ = _trace(op.inputs[0])
-        return ("logits", tensor, last, 1.) if kind == "logits" else (None, None, f"{op.type} of {last}", 1.)
+        found = [_trace(x) for x in (op.inputs if op.type == "Pack" else op.inputs[:1])]
+        kind = found[0][0] if len({kind for kind, *_ in found}) == 1 else None
+        _, _, last, mass = found[0]
+        if kind == "logits":
+            return kind, tensor, last, 1.
+        if kind is None or op.type in ("Mean", "StridedSlice") or any(x[3] != mass for x in found) or (
+                kind == "softmax" and not _keeps_classes(op)):
+            return None, None, f"{op.type} of {last}", 1.
+        logits = [logits for _, logits, *_ in found]
+        return kind, None if any(part is None for part in logits) else _moved(op, logits), last, mass
     if op.type in _SHIFT_OR_SCALE:
         return _trace_sum(op, tensor)
     return None, None, op.type, 1.
+
+
+def _keeps_classes(op):
+    """Does an operation that moves numbers leave the last axis the last, as a whole?"""
+    source, target = op.inputs[0].shape, op.outputs[0].shape
+    if source.rank is None or target.rank is None:
+        return False
+    if op.type == "Transpose":
+        order = tf.get_static_value(op.inputs[1])
+        return order is not None and order[-1] == source.rank - 1
+    if op.type == "Pack":
+        return op.get_attr("axis") not in (-1, source.rank)
+    return source[-1] is not None and source[-1] == target[-1]
+
+
+def _moved(op, logits):
+    """The logits, moved as `op` moves their probabilities."""
+    if op.type == "Pack":
+        return tf.stack(logits, op.get_attr("axis"))
+    if op.type == "Squeeze":
+        return tf.squeeze(logits[0], op.get_attr("squeeze_dims"))
+    return {"Reshape": tf.reshape, "ExpandDims": tf.expand_dims, "Transpose": tf.transpose}[op.type](
+        logits[0], op.inputs[1])
 
 
 def _trace_sum(op, tensor):
