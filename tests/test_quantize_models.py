@@ -252,14 +252,40 @@ def test_no_file_is_written_that_cannot_be_loaded(tmp_path):
 
 class Scored(keras.Model):
     def train_step(self, data):
-        return super().train_step(data)
+        return {**super().train_step(data), "hundred": 100.0}
 
 
-def test_a_train_step_of_ones_own_is_not_lost_silently():
+class Doubled(keras.Model):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training, mask)
+
+
+def test_a_train_step_of_ones_own_stays(tmp_path, rng):
+    inputs, x = keras.Input((8,)), rng.normal(size=(64, 8)).astype("float32")
+    model = Scored(inputs, layers.Dense(2)(layers.Dense(16, "relu")(inputs)))
+    model.remark = "mine"
+    wrapped = assert_exact(model, x)
+    assert isinstance(wrapped, Scored)
+    assert wrapped.remark == "mine"
+    wrapped.compile("adam", "mse")
+    assert wrapped.fit(x, x[:, :2], epochs=2, verbose=0).history["hundred"] == [100.0] * 2
+    wrapped.save(tmp_path / "model.keras")
+    with keras.saving.custom_object_scope({"Scored": Scored}):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, Scored)
+    np.testing.assert_array_equal(loaded(x), wrapped(x))
+    assert loaded.fit(x, x[:, :2], verbose=0).history["hundred"] == [100.0]
+    assert quantize.convert(wrapped, calibration=x).report["integer_ops"] == 1
+    plain = keras.Model(wrapped.inputs, wrapped.outputs)
+    np.testing.assert_array_equal(plain(x), wrapped(x))
+
+
+def test_a_call_of_ones_own_is_not_lost_silently():
     inputs = keras.Input((4,))
-    model = Scored(inputs, layers.Dense(2)(inputs))
-    with pytest.raises(ValueError, match=r"^quantize\.wrap: what a class of your own does.*\['train_step'\]"):
+    model = Doubled(inputs, layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match=r"^quantize\.wrap: what a class of your own does.*\['call'\]"):
         quantize.wrap(model)
+    assert_exact(keras.Model(model.inputs, model.outputs), np.ones((8, 4), "float32"))
 
 
 def test_low_rank_adapters_stay(rng):

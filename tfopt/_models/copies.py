@@ -66,11 +66,11 @@ def copy(model, *, change=None, call=None, shape=None, value=lambda variable: va
     def clone_graph(owner):
         inputs = fresh_inputs(graph_of(owner), shape or (lambda x: x.shape))
         if isinstance(owner, keras.Sequential) and call is None:
-            return _graph_model(owner, [inputs, *map(clone, owner.layers)])
+            return graph_model(owner, [inputs, *map(clone, owner.layers)])
         require(not isinstance(owner, keras.Sequential) or not own_methods(owner),
                 "the Sequential would become a Functional model and lose what its class does",
                 model=describe(owner), methods=own_methods(owner), do="Build it with keras.Model(inputs, outputs).")
-        return _graph_model(owner, inputs, replay(graph_of(owner), inputs, clone, functools.partial(_use, pairs, call)))
+        return graph_model(owner, inputs, replay(graph_of(owner), inputs, clone, functools.partial(_use, pairs, call)))
 
     with same_randomness(), scope_of(model), _policy(dtype):
         clone(model)
@@ -290,7 +290,7 @@ def own_methods(model):
                    for name in _BEHAVIOR if name in vars(kind)})
 
 
-def _takes_graph(model):
+def takes_graph(model):
     """Can a model of this class be made from (inputs, outputs), or a Sequential from its layers?"""
     if type(model).__module__.startswith("keras."):
         return True
@@ -301,7 +301,7 @@ def _takes_graph(model):
 
 def _is_graph(layer, rewrites):
     """Is a layer copied as a graph? Otherwise, as a class that builds its graph itself, it is made from its config."""
-    if graph_of(layer) is None or _takes_graph(layer):
+    if graph_of(layer) is None or takes_graph(layer):
         return graph_of(layer) is not None
     require(not (rewrites and own_methods(layer)), "a graph that a class builds itself cannot be changed",
             model=describe(layer), methods=own_methods(layer), do="Let its constructor take (inputs, outputs, "
@@ -309,10 +309,10 @@ def _is_graph(layer, rewrites):
     return rewrites
 
 
-def _graph_model(owner, *graph):
+def graph_model(owner, *graph):
     """A model of the class of `owner` on a new graph: (inputs, outputs), or ([inputs, layers ...],)."""
     kind = type(owner)
-    if kind.__module__.startswith("keras.") or not _takes_graph(owner) or (
+    if kind.__module__.startswith("keras.") or not takes_graph(owner) or (
             len(graph) == 2 and isinstance(owner, keras.Sequential)):
         new = (keras.Sequential if len(graph) == 1 else keras.Model)(*graph, name=owner.name)
     else:

@@ -17,7 +17,7 @@ from . import _candidates
 from ._layers import unrounded
 from ._lite import LiteModel, take
 from ._prepare import in_float32
-from ._train import Quantized, require_stripped
+from ._train import Rounding, require_stripped
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 _CALIBRATED = ("int8", "int16x8", "int4")
@@ -90,7 +90,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
       https://arxiv.org/abs/1906.04721
     """
     start = time.perf_counter()
-    trained = isinstance(model, Quantized)
+    trained = isinstance(model, Rounding)
     mode = mode or (model.mode if trained else "int8")
     _require_convertible(model, mode, calibration, trained)
     structure, samples = _inputs(model, calibration)

@@ -13,7 +13,7 @@ from .._litert import file, match, run
 from .._tables import Frame
 from .._typing import Data
 from ._lite import LiteModel, take
-from ._train import Quantized
+from ._train import Rounding
 
 _MOST_SAMPLES, _MOST_NUMBERS = 64, 5e7                     # what is kept of all layers at once
 _ALIKE = 0.9                                               # least correlation of an output with a tensor without kernel
@@ -82,7 +82,7 @@ def diagnose(model: keras.Model, lite: LiteModel, data: Data, *, threshold_db: f
       >>> quantize.diagnose(model, quantize.convert(model, calibration=x), x)[["layer", "status"]].values.tolist()
       [['hidden', 'fine'], ['classes', 'fine']]
     """
-    require(not isinstance(model, Quantized), "needs the plain model", model=type(model).__name__,
+    require(not isinstance(model, Rounding), "needs the plain model", model=type(model).__name__,
             do="Pass the model that was given to quantize.wrap.")
     graph = _models.require_graph(model, "quantize.diagnose")
     inputs = fresh_inputs(graph)

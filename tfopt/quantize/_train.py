@@ -9,7 +9,7 @@ import pandas as pd
 
 from .. import _models
 from .._check import MODEL, WHERE, OneOf, checked, refusal, require
-from .._keras import Functional, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
+from .._keras import Functional, Wrapped, fresh_inputs, graph_of, keras, same_randomness, serializable, tf
 from .._typing import Data, PathLike, Where
 from ._equalize import equalized
 from ._graph import Graph
@@ -17,23 +17,18 @@ from ._layers import RoundedKernel, observing, unrounded
 from ._lite import take
 from ._prepare import Prepared
 
+_GRAPH = {"build", "call"}             # what a class must leave to Keras: only the graph is rounded
 
-@serializable
-class Quantized(Functional):
-    """A model that rounds its kernels and activations while it trains. Made by `wrap`; for `convert`.
 
-    Args:
-      rows: of its `plan`.
+class Rounding:
+    """Mixin of a model that rounds its kernels and activations while it trains. Made by `wrap`; for `convert`.
 
     Attributes:
+      rows: of its `plan`.
       original: the model that was passed to `wrap`, in the process where that was; else None.
     """
 
     original = None
-
-    def __init__(self, inputs, outputs, name=None, *, rows=(), **kwargs):
-        super().__init__(inputs, outputs, name=name, **kwargs)
-        self.rows = [dict(row) for row in rows]
 
     @property
     def plan(self):
@@ -49,6 +44,10 @@ class Quantized(Functional):
         """The mode of `quantize.convert` that it was made for."""
         return f"int{min((layer.bits for layer in self.rounded().values()), default=8)}"
 
+    def again(self):
+        """A new model like this one."""
+        return _models.copy(self)
+
     def save(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
         """As keras.Model.save, in the .keras format: Keras does not find the class again in what it writes as .h5."""
         require(not str(filepath).endswith((".h5", ".hdf5")),
@@ -58,12 +57,41 @@ class Quantized(Functional):
             _require_loadable(layer)
         super().save(filepath, *args, **kwargs)
 
+
+@serializable
+class Quantized(Rounding, Functional):
+    """The model that `wrap` makes of Keras' own models."""
+
+    def __init__(self, inputs, outputs, name=None, *, rows=(), **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self.rows = [dict(row) for row in rows]
+
     def get_config(self):
         return {**super().get_config(), "rows": [dict(row) for row in self.rows]}
 
 
+@serializable
+class QuantizedSubclass(Rounding, Wrapped):
+    """The model that `wrap` makes of one with its own `train_step`, `compute_loss` and the like, which it keeps."""
+
+    @property
+    def rows(self):
+        return self.recipe["rows"]
+
+    def attach(self):
+        """All that rounds is a layer of the graph."""
+
+    def settle(self):
+        """Nothing has to be made true after training."""
+
+    def again(self):
+        with self.plain():
+            new = _models.copy(self)
+        return QuantizedSubclass.of(new, self.recipe)
+
+
 @checked(model=MODEL, bits=OneOf(8, 4), preserve=OneOf("sparsity", "clusters", "both"), where=WHERE)
-def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: Where = None) -> Quantized:
+def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, where: Where = None) -> keras.Model:
     """Quantization-aware training (QAT): a copy of the model that rounds to eight or four bits as LiteRT will.
 
         x -> scale * round(x / scale)
@@ -88,7 +116,8 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
         BatchNormalization and the ReLU that LiteRT runs as one with a chosen layer go with it.
 
     Returns:
-      keras.Model, not compiled, with the same inputs and outputs, and `plan`. Its nested models are opened. Saved and
+      keras.Model, not compiled, of the model's own class where that has e.g. its own `train_step`, with the same inputs
+      and outputs, and `plan`. Its nested models are opened. Saved and
       loaded like any other after `from tfopt import quantize`. `quantize.convert` makes the int8 or int4 file.
 
     Raises:
@@ -112,8 +141,10 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
     graph, own = _graph(model, where, "quantize.wrap", bits), _models.own_methods(model)
-    require(not own, "what a class of your own does would be lost", model=_models.describe(model), methods=own,
-            do="Wrap keras.Model(model.inputs, model.outputs), and train the result with a train_step of its own.")
+    require(not own or (_GRAPH.isdisjoint(own) and _models.takes_graph(model)),
+            "what a class of your own does would be lost", model=_models.describe(model), methods=own,
+            do="Let its constructor take (inputs, outputs, **kwargs) and leave `call` as it is, or wrap "
+            "keras.Model(model.inputs, model.outputs), which does without these methods.")
     require(any(use.kind not in ("float", "pass") for use in graph.uses), "finds no layer that it can quantize",
             model=model.name, do="`quantize.plan` says why; quantize.convert makes files of any layers.")
     half = [path for path, layer in _models.layers(model).items() if "16" in layer.dtype_policy.name]
@@ -123,7 +154,11 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
     with same_randomness(), _models.scope_of(model), _layers_in_float32():
         alike = equalized(model) if where is None and not half and preserve in (None, "sparsity") else None
         prepared = Prepared(graph if alike is None else _graph(alike, None, "quantize.wrap", bits), preserve)
-        new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
+        if own:
+            new = QuantizedSubclass.of(_models.graph_model(model, prepared.inputs, prepared.outputs),
+                                       {"rows": graph.table()})
+        else:
+            new = Quantized(prepared.inputs, prepared.outputs, name=model.name, rows=graph.table())
         prepared.fill()
     require(preserve is None or any(layer.preserves for layer in new.rounded().values()),
             f'finds nothing to preserve with preserve="{preserve}"', model=model.name,
@@ -163,7 +198,7 @@ def plan(model: keras.Model, *, bits: int = 8, where: Where = None) -> pd.DataFr
 
 
 @checked(model=MODEL)
-def calibrate(model: keras.Model, data: Data) -> Quantized:
+def calibrate(model: keras.Model, data: Data) -> keras.Model:
     """Calibration of activation ranges: a copy of a model from `wrap`, with the ranges of what runs through it.
 
     Each activation's range becomes the smallest and the largest value seen in inference.
@@ -190,12 +225,12 @@ def calibrate(model: keras.Model, data: Data) -> Quantized:
     Reference:
       Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342
     """
-    require(isinstance(model, Quantized), "needs a model that came from quantize.wrap",
+    require(isinstance(model, Rounding), "needs a model that came from quantize.wrap",
             model=_models.describe(model), do="Call quantize.wrap(model), and pass what it returns.")
     inputs = fresh_inputs(graph_of(model))
     samples = take(data, inputs, "data")
     with same_randomness(), _models.scope_of(model):
-        new = _models.copy(model)
+        new = model.again()
         for layer, (low, high) in _extremes(new, inputs, samples).items():
             layer.low.assign(low)
             layer.high.assign(high)
@@ -220,7 +255,7 @@ def _extremes(model, inputs, samples):
 
 def _graph(model, where, caller, bits):
     require_stripped(model)
-    require(not isinstance(model, Quantized), "needs a plain model", model=type(model).__name__,
+    require(not isinstance(model, Rounding), "needs a plain model", model=type(model).__name__,
             do="It came from quantize.wrap already: train it, and convert it with quantize.convert.")
     _models.require_graph(model, caller)
     chosen = None
