@@ -18,6 +18,7 @@ def name(path):
     return str(path.relative_to(PROJECT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in PAGES if BLOCK.search(path.read_text())], ids=name)
 def test_blocks_run(path, run_python):
     """All blocks of a page, in order, in one process; a line keeps its number in the page."""
