@@ -4,8 +4,11 @@
     thing(**arguments)
 """
 
+import decimal
+import fractions
 import functools
 import importlib
+import itertools
 import pathlib
 from unittest import mock
 
@@ -14,6 +17,7 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+import tf_keras
 
 import tfopt
 from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, report, schedules
@@ -256,24 +260,51 @@ class Empty:
     """An object of no kind."""
 
 
-WRONG = {
-    "None": None, "True": True, "'yes'": "yes", "''": "", "' '": " ", "b'bytes'": b"bytes", "0": 0, "1": 1, "-1": -1,
-    "2.0": 2.0, "2.5": 2.5, "nan": float("nan"), "inf": float("inf"), "1e30": 1e30, "10**30": 10**30, "1j": 1j,
-    "[]": [], "()": (), "{}": {}, "set()": set(), "[None]": [None], "[-1]": [-1], "(nan, nan)": (float("nan"),) * 2,
-    "(1, 0)": (1, 0), "('a', 'b', 'c')": ("a", "b", "c"), "['nowhere']": ["nowhere"], "{'a': 1}": {"a": 1},
-    "{1: 'a'}": {1: "a"}, "an object": Empty(), "a class": Empty, "a layer class": keras.layers.Dense,
-    "a function": lambda *_: None, "a path with NUL": "no\0where", "a folder that is none": "no/where",
-    "ones(3)": np.ones(3, "float32"), "ones((16, 7))": np.ones((16, 7), "float32"),
-    "no examples": np.ones((0, 4), "float32"), "NaN examples": np.full((16, 4), np.nan, "float32"),
-    "words": np.array(["a", "b"]), "objects": np.array([None, {}]), "two lengths": (np.ones((16, 4)), np.ones(3)),
-    "a generator": iter(()), "a tensor": tf.ones((2, 2)), "a table": pd.DataFrame({"a": ["x"]}),
-    "an unbuilt model": keras.Sequential([keras.layers.Dense(2)]),
-}
+def _wrong():
+    """{what it is: value}: what no valid call has, or few; also what is typed by habit."""
+    x, y, many = np.ones((16, 4), "float32"), np.arange(16) % 3, tf.data.Dataset.from_tensor_slices
+    nan = float("nan")
+    return {
+        "None": None, "True": True, "np.True_": np.True_, "'yes'": "yes", "'0.5'": "0.5", "''": "", "' '": " ",
+        "b'bytes'": b"bytes", "0": 0, "1": 1, "-1": -1, "2.0": 2.0, "2.5": 2.5, "-0.0": -0.0, "nan": nan,
+        "inf": float("inf"), "1e30": 1e30, "10**30": 10**30, "-10**400": -10**400, "1j": 1j,
+        "Fraction(1, 2)": fractions.Fraction(1, 2), "Decimal('0.5')": decimal.Decimal("0.5"),
+        "[]": [], "()": (), "{}": {}, "set()": set(), "[None]": [None], "[-1]": [-1], "(nan, nan)": (nan, nan),
+        "(1, 0)": (1, 0), "[0.1, 0.2]": [0.1, 0.2], "{0.1, 0.2}": {0.1, 0.2}, "range(3)": range(3),
+        "('a', 'b', 'c')": ("a", "b", "c"), "['nowhere']": ["nowhere"], "{'a': 1}": {"a": 1}, "{1: 'a'}": {1: "a"},
+        "an object": Empty(), "a class": Empty, "a layer class": keras.layers.Dense, "a function": lambda *_: None,
+        "a path with NUL": "no\0where", "a folder that is none": "no/where", "a Path": pathlib.Path("no", "where"),
+        "array(0.5)": np.array(0.5), "array(nan)": np.array(nan), "array('a')": np.array("a"),
+        "ones(3)": np.ones(3, "float32"), "ones((16, 7))": np.ones((16, 7), "float32"), "True(16, 4)": x > 0,
+        "no examples": x[:0], "one example": (x[:1], y[:1]), "no labelled examples": (x[:0], y[:0]),
+        "NaN examples": nan * x, "NaN with targets": (nan * x, y), "NaN as targets": (x, nan * y),
+        "words": np.array(["a", "b"]), "objects": np.array([None, {}]), "numbers as objects": x.astype(object),
+        "numbers as words": x.astype(str), "complex numbers": x * 1j, "dates": x.astype("datetime64[s]"),
+        "two lengths": (x, np.ones(3)), "ragged lists": [[1.0, 2.0], [3.0]],
+        "ragged": tf.ragged.constant([[1.0, 2.0], [3.0]]),
+        "a sparse tensor": tf.sparse.from_dense(x), "three targets": (x, (y, y, y)), "four parts": (x, y, y, y),
+        "targets beyond the classes": (x, y + 7), "words as targets": (x, np.array(list("abcd" * 4))),
+        "no targets": (x, None), "a tensor": tf.ones((2, 2)), "a variable": tf.Variable(1.0),
+        "a symbolic tensor": keras.Input((4,)), "a table": pd.DataFrame({"a": ["x"]}),
+        "a Series": pd.Series([0.1, 0.2]),
+        "batches": many(x).batch(4), "labelled batches": many((x, y)).batch(4), "single examples": many((x, y)),
+        "no batches": many((x, y)).batch(4).take(0), "batches without end": many((x, y)).batch(4).repeat(),
+        "an unbuilt model": keras.Sequential([keras.layers.Dense(2)]), "a model of no layers": keras.Sequential(),
+        "an uncompiled model": keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]),
+        "a model of Keras 2": tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(4,))]),
+        "a model class": keras.Sequential, "a PyDataset class": keras.utils.PyDataset,
+    }
+
+
+WRONG = _wrong()
+FRESH = {"a generator": lambda: iter(()), "a generator of batches": lambda: (np.ones((4, 4), "float32") for _ in "ab"),
+         "a generator without end": lambda: itertools.repeat((np.ones((4, 4), "float32"), np.zeros(4)))}
 # Arguments that take a function of the user's, whose errors are the user's and come out as they are.
 USERS_OWN = {"average.weights.score", "average.views.views", "shrink.channels.importance", "shrink.register.rule",
              "data.arrays.augment", "data.image_folder.augment", "compress.run.measure", "tune.Search.build",
              "tune.cross_validate.build"}
-NEVER = {"b'bytes'", "an object", "1j"}             # no argument takes these
+NEVER = {"b'bytes'", "an object", "1j", "complex numbers", "a generator without end", "a PyDataset class",
+         "a model of Keras 2", "a sparse tensor"}          # no argument takes these
 
 
 def scalars(value):
@@ -288,7 +319,7 @@ def scalars(value):
 def tried(name, thing, valid):
     """(argument, what it is given, a function that tries it) for every argument and every wrong value."""
     for argument in valid:
-        for what, wrong in WRONG.items():
+        for what, wrong in [*WRONG.items(), *((what, made()) for what, made in FRESH.items())]:
             if not (f"{name}.{argument}" in USERS_OWN and callable(wrong)):
                 yield argument, what, lambda argument=argument, wrong=wrong: outcome(
                     name, thing, {**valid, argument: wrong})

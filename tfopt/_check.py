@@ -74,6 +74,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def said(error: BaseException) -> str:
+    """What an exception of TensorFlow or Keras says, on one line, without where in the graph it was said.
+
+    Example:
+      >>> said(ValueError("Graph execution error:\\n\\nDetected at node a\\n  File b.py\\nReceived a label of 9."))
+      'ValueError: Received a label of 9.'
+    """
+    lines = [line.strip() for line in str(error).split("Stack trace for op definition")[0].splitlines()
+             if line.strip() and not line.startswith((" ", "\t", "Graph execution error", "Detected at node"))]
+    text = " ".join(lines) or "no message"
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
+
+
 def did_you_mean(name, known):
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6) if isinstance(name, str) else []
     return f"Did you mean `{close[0]}`?" if close else ""
@@ -129,7 +142,7 @@ class Number(Constraint):
 
     def plain(self, value: Any) -> Any:
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-            return int(value)
+            return int(value) if abs(int(value)) < sys.float_info.max else NO
         if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
         return NO
@@ -162,9 +175,9 @@ class OneOf(Constraint):
         self.options, self.text = options, _listed([repr(option) for option in options])
 
     def __call__(self, value: Any) -> Any:
-        if any(getattr(part, "shape", ()) != () for part in (value if isinstance(value, list | tuple) else [value])):
-            return NO                                      # which compare element by element
         value = value.item() if Instance("numpy.generic")(value) is not NO else value
+        if any(hasattr(part, "shape") for part in (value if isinstance(value, list | tuple) else [value])):
+            return NO                                      # which compare element by element, or not at all
         return next((option for option in self.options if option is value or (
             value == option and isinstance(value, str) == isinstance(option, str))), NO)
 
@@ -273,7 +286,7 @@ def _is_where(value):
     one = Instance("keras.layers.Layer", str)
     if isinstance(value, list | tuple | set):
         return bool(value) and all(one(item) not in (NO, "") for item in value)
-    return one(value) not in (NO, "") or (callable(value) and not isinstance(value, type))
+    return one(value) not in (NO, "") or (FUNCTION(value) is not NO and Instance("tensorflow.Module")(value) is NO)
 
 
 FLAG = Rule("True or False", _is_flag, bool)

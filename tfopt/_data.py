@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._check import refusal, require, shown
+from ._check import Rule, refusal, require, shown
 from ._keras import graph_of, keras, tf
 
 _FORMS = "Pass arrays x, (x, y) or (x, y, sample_weight), or a tf.data.Dataset or keras.utils.PyDataset of batches."
+BATCHES = Rule("a tf.data.Dataset of batches", lambda value: isinstance(value, tf.data.Dataset) and all(
+    spec.shape.rank != 0 for spec in keras.tree.flatten(value.element_spec)))
 _WEIGHTS = ("x", "y", "sample_weight")
 
 
@@ -97,7 +99,14 @@ class _Form:
         return keras.tree.flatten(x)
 
     def require_fit(self, x):
-        if self.inputs is None or self.fits(x):
+        if self.inputs is None:
+            return
+        if self.fits(x):
+            for part, tensor in zip(self.in_order(x), keras.tree.flatten(self.inputs), strict=True):
+                require(not _is_text(part.dtype) or _is_text(tensor.dtype),
+                        f"`{self.name}` must hold numbers where the model takes numbers",
+                        **{self.name: _Text(f"{part.dtype} for {tensor.dtype}")},
+                        do="Turn words into numbers first, e.g. with keras.layers.StringLookup or `astype`.")
             return
         wanted = {tensor.name: tuple(tensor.shape) for tensor in keras.tree.flatten(self.inputs)}
         do = f"These are {shown(wanted)}, examples first."
@@ -286,6 +295,10 @@ class _Text(str):
         return str(self)
 
 
+def _is_text(dtype):
+    return getattr(dtype, "kind", dtype) in ("S", "U", "string", tf.string)
+
+
 def inputs_of(model):
     """What a model's inputs look like, nested as it takes them; None where nothing is known of them."""
     if not isinstance(model, keras.Model):
@@ -368,6 +381,10 @@ def _array(data, form):
         array = array.astype(type(array.flat[0]))
     require(array.dtype.kind in "biufcSUV" and array.ndim, f"`{form.name}` must hold arrays, examples first",
             do=_FORMS, **{form.name: data})
+    require(array.dtype.kind != "c" or any("complex" in str(getattr(tensor, "dtype", ""))
+                                           for tensor in keras.tree.flatten(form.inputs)),
+            f"`{form.name}` must hold real numbers", do="Pass real and imaginary parts as two channels.",
+            **{form.name: data})
     return array.astype(keras.config.floatx(), copy=False) if array.dtype.kind == "f" else array
 
 

@@ -1,4 +1,4 @@
-"""Every argument of every public callable, with some fifty wrong values each.
+"""Every argument of every public callable, with some ninety wrong values each.
 
     python benchmarks/verify/arguments.py [module or module.name ...]
 
@@ -8,8 +8,10 @@ starts with the function's name; anything else is "raw". "silent": something tha
 that are chosen), and prints what is at fault.
 """
 
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import warnings
@@ -24,6 +26,20 @@ sys.path.insert(0, str(PROJECT / "tests"))
 import valid_calls  # noqa: E402
 
 
+@contextlib.contextmanager
+def limit(seconds=120):
+    """A call that does not end is at fault too."""
+    def stop(*_):
+        raise TimeoutError(f"no end in {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def count(name, thing, valid):
     """How the calls of one callable ended: {"works": 3, "refused": 40, ...}, and the sentences of the faults."""
     counted, faults = dict.fromkeys(("works", "refused", "raw", "silent", "scalars"), 0), []
@@ -34,7 +50,8 @@ def count(name, thing, valid):
             faults.append(f"{kind:8}{name}({argument}={what}): {text[:160]}")
 
     for argument, what, attempt in valid_calls.tried(name, thing, valid):
-        ended, text = attempt()
+        with limit():
+            ended, text = attempt()
         note("silent" if ended == "works" and what in valid_calls.NEVER else ended, argument, what, text)
     for argument, value in valid.items():
         for what, same in valid_calls.scalars(value).items():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _models
-from .._check import FUNCTION, MODEL, Instance, ListOf, Whole, checked, require
+from .._check import FUNCTION, MODEL, Instance, ListOf, Whole, checked, refusal, require, said
 from .._keras import ConfigFromArguments, fresh_inputs, graph_of, keras, serializable, tf
 
 _VIEWS = Instance("keras.layers.Layer", text="an augment.Pipeline") | ListOf(FUNCTION)
@@ -55,7 +55,10 @@ def views(model: keras.Model, views: keras.layers.Layer | Sequence[Callable[[Any
         member = _models.copy(model)
         inputs = fresh_inputs(graph_of(model))
         x, = keras.tree.flatten(inputs)
-        seen = [view(x) for view in views]
+        try:
+            seen = [view(x) for view in views]
+        except Exception as error:                         # of an operation, or of the user's own function
+            raise refusal("views must take the model's input", input=x.shape, view=said(error)) from error
         require(all(tuple(one.shape) == tuple(x.shape) for one in seen), "views must have the shape of the input",
                 input=x.shape, views=[one.shape for one in seen], do="Use operations that keep the size.")
         outputs = [member(keras.tree.pack_sequence_as(inputs, [one])) for one in seen]

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 
 from .. import _models, report
-from .._check import require
-from .._keras import keras
+from .._check import refusal, require, said
+from .._keras import keras, tf
 from ..quantize import LiteModel
 from ..report._measure import evaluate
 from ..report._measures import MEASURES
@@ -43,7 +43,11 @@ class Quality:
         if measure is None and not self.accuracy:
             require(arguments.get("loss") is not None, "a model without a compiled loss needs a `measure`",
                     measure=None, do="Pass measure=lambda y, outputs: ..., higher is better.")
-            self.own = self._loss(outputs_of(model, val.x))
+            try:
+                self.own = self._loss(outputs_of(model, val.x))
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                raise refusal("the compiled loss must be defined on `val`", evaluate=said(error),
+                              do="`model.evaluate` must take the data.") from error
             require(np.isfinite(self.own) and self.own > 0,
                     "the loss of the model on `val` must be finite and above 0, as drops are shares of it",
                     loss=self.own, do="Pass measure=lambda y, outputs: ..., higher is better.")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, _files, _models, cluster, prune, quantize, report
-from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, Rule, checked, require
+from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, Rule, checked, refusal, require, said
 from .._keras import keras, seeded
 from .._tables import Frame
 from .._typing import Data, PathLike
@@ -191,6 +191,7 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
         with contextlib.closing(Record(directory, settings)) as record:
             search = _Search(_stages.start(model, seed), training, val, record, seed,
                              Quality(model, val, training.arguments, measure))
+            search.require_scored(test)
             work = [(stage, strengths) for stage, strengths in chosen.items() if stage != "distill"]
             for number, (stage, strengths) in enumerate(work, 1):
                 search.take(stage, strengths, max_drop * number / len(work))
@@ -227,6 +228,13 @@ class _Search:
     def labeled(self, data):
         """What `report` takes of `Arrays`: nothing where there are no labels that it can score."""
         return None if data.y is None or not self.quality_of.scored else (data.x, data.y)
+
+    def require_scored(self, test):
+        """Refuses now the data that the table at the end could not be made of."""
+        try:
+            report.measure(self.best, self.labeled(test), runs=1)
+        except ValueError as error:
+            raise refusal("`test` must be data that the model can be scored on", report=said(error)) from error
 
     def take(self, stage, strengths, allowed):
         """Tries a stage, and moves on to the strongest candidate whose drop is allowed."""

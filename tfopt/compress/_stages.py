@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from .. import _data, _models, cluster, data, distill, prune, quantize, schedules, shrink
-from .._check import require
+from .._check import refusal, require, said
 from .._keras import compile_arguments, keras, schedule_of, tf
 from .._litert import file, match
 from .._toolkit.kernels import units
@@ -54,14 +54,17 @@ class Training:
         learner = self._compiled(_models.copy(model), 1)
         try:
             learner.fit(self.data().take(1), shuffle=False, verbose=0)
+            _require_finite(learner)
         except Exception as error:                         # of the user's data or loss
-            raise RuntimeError(f"compress.run cannot train a candidate on `train`: {error}") from error
+            raise refusal("a candidate must train on `train`", error=RuntimeError, fit=said(error),
+                          do="`model.fit` must take the data, and stay finite.") from error
 
     def fit(self, model, rate):
         """Trains `model` in place; the rate falls along a cosine from `rate` times the user's highest to zero."""
         learner = self._compiled(model, rate)
         loss = learner.fit(self.data(), epochs=self.epochs, shuffle=False, verbose=0).history["loss"][-1]
         require(np.isfinite(loss), "the loss must stay finite", loss=loss, error=FloatingPointError)
+        _require_finite(model)
 
     def _compiled(self, model, rate):
         optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
@@ -73,6 +76,11 @@ class Training:
 
     def _distiller(self, student):
         return distill.Distiller(self.teacher, student, _soft_losses(student, self.arguments.get("loss")))
+
+
+def _require_finite(model):
+    require(all(np.isfinite(weight).all() for weight in model.get_weights()), "the weights must stay finite",
+            error=FloatingPointError)
 
 
 def _soft_losses(model, loss):

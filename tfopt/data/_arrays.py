@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import _data
-from .._check import BATCH_SIZE, FLAG, SEED, Instance, Rule, checked, require
+from .._check import BATCH_SIZE, FLAG, SEED, Rule, checked, require
 from .._keras import keras, tf, without_autotune
-from .._typing import Dataset
+from .._typing import Dataset, Replayable
 
 
 def permutation(count, seed, epoch):
@@ -23,10 +23,7 @@ def permutation(count, seed, epoch):
 
 
 AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
-               lambda value: not isinstance(value, type) and (
-                   callable(value) or (hasattr(value, "apply") and not hasattr(value, "columns"))))
-DATASET = Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
-                   do="Make one with data.arrays(x, y, batch_size).")
+               lambda value: not isinstance(value, type) and (callable(value) or isinstance(value, Replayable)))
 
 
 @checked(batch_size=BATCH_SIZE, augment=AUGMENT, shuffle=FLAG, seed=SEED)
@@ -81,7 +78,7 @@ def _beside_weights(view):
     return View(lambda element, epoch, index: (*view.of(element[:2], epoch, index), element[2]), view.replayable)
 
 
-@checked(dataset=DATASET, batch_size=BATCH_SIZE)
+@checked(dataset=_data.BATCHES, batch_size=BATCH_SIZE)
 def full_batches(dataset: Dataset, batch_size: int) -> Dataset:
     """Drops a short last batch, so that every shape is static (TPU, XLA).
 
@@ -169,7 +166,7 @@ def training_view(augment, *, floats=False):
     """The View of whatever the user calls augmentation; see `image_folder`. `floats`: uint8 may become float32."""
     if augment is None:
         return View(lambda element, epoch, index: element)
-    if hasattr(augment, "apply"):
+    if isinstance(augment, Replayable):
         return _of_pipeline(augment, floats)
 
     def view(element, epoch, index):

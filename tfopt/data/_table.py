@@ -130,7 +130,8 @@ def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
       >>> fitted.model.predict(raw_features(frame, fitted.model), verbose=0).tolist()
       [[-1.0], [1.0]]
     """
-    require(graph_of(model) is not None and isinstance(model.input, dict), "`model` must take a dict of columns",
+    graph = graph_of(model)
+    require(graph is not None and isinstance(graph.input, dict), "`model` must take a dict of columns",
             model=model, do="Pass `.model` of what data.table returns, or such a model loaded from its file.")
     frame = _read(path_or_frame)
     raw = _raw(frame, model)

@@ -161,6 +161,7 @@ class _Stream:
 
     def __init__(self, data, teacher):
         size = int(data.cardinality())
+        require(size, "`data` must hold at least one batch", data=data)
         require(size != tf.data.INFINITE_CARDINALITY, "`data` must end", cardinality="infinite",
                 do="Leave out `repeat`; epochs are counted in `fit`.")
         require(data.options().deterministic is not False, "`data` must come in the same order each time",

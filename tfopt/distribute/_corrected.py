@@ -2,7 +2,7 @@
 
 import typing
 
-from .. import _models
+from .. import _data, _models
 from .._check import MODEL, NAME, Instance, Whole, checked, require
 from .._keras import OptimizerAround, keras, schedule_of, serializable, tf, without_autotune
 from .._typing import Dataset
@@ -143,8 +143,7 @@ def _cond(due, act):
     tf.distribute.get_replica_context().merge_call(across, args=(due,))
 
 
-@checked(data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches",
-                       do="Make one with data.arrays(x, y, batch_size)."), replicas=Whole(low=1))
+@checked(data=_data.BATCHES, replicas=Whole(low=1))
 def equal_batches(data: Dataset, *, replicas: int | None = None) -> Dataset:
     """The data set with batches that the replicas can share evenly: a remainder is left out.
 

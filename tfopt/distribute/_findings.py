@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from .. import _models
-from .._check import MODEL, Instance, checked
+from .. import _data, _models
+from .._check import MODEL, checked
 from .._keras import graph_of, keras, mask_of, parts_of, tf
 from .._typing import Dataset
 from ._corrected import CLIPS, GlobalBatchOptimizer, unsynchronized
@@ -14,7 +14,7 @@ __all__ = ["diagnose"]
 OWN_LOSS = "divide what it adds to the loss by tf.distribute.get_strategy().num_replicas_in_sync"
 
 
-@checked(model=MODEL, data=Instance(tf.data.Dataset, text="a tf.data.Dataset of batches"))
+@checked(model=MODEL, data=_data.BATCHES)
 def diagnose(model: keras.Model, data: Dataset | None = None) -> pd.DataFrame:
     """Diagnosis for distributed training: what differs under replicas, and what to do.
 

@@ -66,6 +66,7 @@ def card(table: Table, path: PathLike, *, task: str = "other", dataset: str | No
     require(all(results.values()), "a card needs measured values of each model",
             without=[name for name, found in results.items() if not found], do="Pass `data` to report.compare.")
     path = pathlib.Path(path)
+    require(not path.is_dir(), "`path` must be a file", path=str(path), do="A folder is there: pass e.g. README.md.")
     require(not path.exists() or MARK in path.read_text("utf-8"), "`path` holds a file that report.card did not write",
             path=str(path), do="Move it, or pass another path.")
     lines = ["---", "library_name: keras", *([f"license: {json.dumps(license)}"] if license else []), "tags:",

@@ -188,6 +188,7 @@ def _opened(models, data, caller, stack):
 
 def outputs_on(models: dict[str, Measured], data: Data, caller: str) -> tuple[dict, dict, dict]:
     """({name: subject}, {name: {output: array}}, {name: {output: labels}}) of models on the same batches."""
+    require(data is not None, "it needs data: (x, y)", data=data)
     with contextlib.ExitStack() as stack:
         subjects, source = _opened(models, data, caller, stack)
         outputs, labels = _quality.collected(subjects, source)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, _plots
-from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Number, Whole, checked, refusal, require
+from .._check import BATCH_SIZE, MODEL, PATH, VERBOSE, Number, Whole, checked, refusal, require, said
 from .._keras import keras, optimizers_in, same_randomness, serializable, tf
 from .._models import describe, scope_of
 from .._typing import Data, PathLike, Verbose
@@ -119,11 +119,14 @@ def find(model: keras.Model, data: Data, *, low: float = 1e-7, high: float = 10.
         model.train_function, model.steps_per_execution = None, 1
         try:
             model.fit(**batches, epochs=steps, verbose=0, callbacks=[sweep])
-        except tf.errors.InvalidArgumentError as error:
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            if getattr(error, "unnamed", False):           # a refusal of the sweep itself
+                raise
             if _NOT_FINITE in str(error):
                 raise refusal("`data` must be finite", data=f"NaN or infinity in batch {len(sweep.losses)} or after it",
                               do="Leave these rows out, or fill in what is missing.") from None
-            raise
+            raise refusal("the model cannot be trained on `data`", fit=said(error),
+                          do="`model.fit` must take the data before a rate can be found.") from error
         updates = int(model.optimizer.iterations)
     require(sweep.losses, "`data` must hold at least one batch", data=data)
     require(updates or not math.isfinite(sweep.losses[-1]), "the model's train_step must use `self.optimizer`",

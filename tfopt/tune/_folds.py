@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _data, data
-from .._check import BATCH_SIZE, EPOCHS, FUNCTION, SEED, Whole, checked, require
-from .._keras import fresh_names, keras, seeded
+from .._check import BATCH_SIZE, EPOCHS, FUNCTION, SEED, Whole, checked, refusal, require, said
+from .._keras import fresh_names, keras, seeded, tf
 from .._tables import Frame
 from ._oracles import derived
 
@@ -74,13 +74,18 @@ def cross_validate(build: Callable[[], keras.Model], x: Any, y: Any, *, folds: i
       [0, 1, 2, 3]
     """
     found, rows = _data.read((x, y), name="x, y", targets="required").whole(), []
+    require(hasattr(found.y, "shape"), "`y` must be one array", y=y)
     for fold, (inside, outside) in enumerate(split(found.y, folds, seed)):
         fold_seed = derived(seed, "fold", fold) % 2**31
         with seeded(fold_seed), fresh_names():
             model = require_model(build(), "tune.cross_validate")
             _data.read((x, y), model, name="x, y", targets="required")
             train, val = found.rows(inside), found.rows(outside)
-            model.fit(data.arrays(train.x, train.y, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
-                      verbose=0)
-            rows.append(model.evaluate(**val.fit_arguments(256), verbose=0, return_dict=True))
+            try:
+                model.fit(data.arrays(train.x, train.y, batch_size, seed=fold_seed), epochs=epochs, shuffle=False,
+                          verbose=0)
+                rows.append(model.evaluate(**val.fit_arguments(256), verbose=0, return_dict=True))
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                raise refusal("the model must train on `x` and `y`", fold=fold, fit=said(error),
+                              do="`model.fit` must take the data.") from error
     return Frame(rows).rename_axis("fold")
