@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import types
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 
 from .._check import Number, Whole
 from .._keras import tf
@@ -224,10 +225,11 @@ class AugMix(Op):
     width: int = 3
     depth: int = 3
     factor: float = 0.3
-    names = ("autocontrast", "equalize", "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x",
-             "translate_y")                                              # the last five move
-    limits = types.MappingProxyType({"shear_x": 0.3, "shear_y": 0.3, "translate_x": 1 / 3, "translate_y": 1 / 3,
-                                     "rotate": 30, "posterize": 4})
+    names: typing.ClassVar[tuple[str, ...]] = (
+        "autocontrast", "equalize", "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x",
+        "translate_y")                                                   # the last five move
+    limits: typing.ClassVar[Mapping[str, float]] = types.MappingProxyType(
+        {"shear_x": 0.3, "shear_y": 0.3, "translate_x": 1 / 3, "translate_y": 1 / 3, "rotate": 30, "posterize": 4})
 
     @property
     def draws(self) -> int:

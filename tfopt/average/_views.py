@@ -50,6 +50,9 @@ def views(model: keras.Model, views: keras.layers.Layer | Sequence[Callable[[Any
     if isinstance(views, keras.layers.Layer):
         require(getattr(views, "replayable", False), "`views` must be an augment.Pipeline that does not mix examples",
                 views=type(views).__name__, do="Leave MixUp and CutMix out.")
+        shape = graph.inputs[0].shape
+        require(len(shape) == 4, "an augment.Pipeline needs a model of images [batch, height, width, channels]",
+                input=shape, do="Pass a list of functions that make views of the input.")
         views = [lambda x: x, *(View(_models.recreate(views), number) for number in range(1, n))]
     with _models.scope_of(model):
         member = _models.copy(model)
