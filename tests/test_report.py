@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as L
 
-from tfopt import report
+from tfopt import quantize, report
 from tfopt.report import _score, _traced
 
 
@@ -533,3 +533,14 @@ for model in models.values():
 """).split("-- control")
     assert "retracing" in control
     assert "retracing" not in ours
+
+
+def test_a_file_that_cannot_take_padding_alone(rng):
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(9, 4, mask_zero=True)(inputs))
+    words = rng.integers(1, 9, (64, 6))
+    lite = quantize.convert(keras.Model(inputs, keras.layers.Dense(3)(hidden)), "int8", calibration=words)
+    with pytest.raises(ValueError, match=r"^quantize\.LiteModel\.predict: LiteRT cannot run this file on `x` \(.*div"):
+        lite.predict(np.zeros((1, 6), "int32"))            # a mean over nothing: 0 / 0, which eight bits do not have
+    assert report.measure(lite, runs=3).latency_ms > 0
+    assert lite.predict(words).shape == (64, 3)

@@ -55,6 +55,11 @@ def batches(interpreter, arrays, *, each=run, tick=None):
     return [np.concatenate(rows)[:count] for rows in zip(*parts, strict=True)]
 
 
+def reason(error):
+    """What LiteRT complains of, without where."""
+    return str(error).strip().splitlines()[0].split("Node number")[0].rstrip(". ")
+
+
 def store(array, detail):
     """Floats as the integers of a tensor."""
     scale, zero = detail["quantization"]

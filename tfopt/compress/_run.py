@@ -12,7 +12,7 @@ import pandas as pd
 
 from .. import _data, _files, _models, cluster, prune, quantize, report
 from .._check import EPOCHS, FUNCTION, MODEL, PATH, SEED, Number, OneOf, Rule, checked, refusal, require, said
-from .._keras import keras, seeded
+from .._keras import keras, seeded, tf
 from .._tables import Frame
 from .._typing import Data, PathLike
 from ..report._measures import MEASURES
@@ -281,16 +281,19 @@ class _Search:
         row = {"name": name, "stage": stage, "strength": strength, "why": why, "drop": None}
         if model is not None:
             epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength == "int8 trained")
-            measured = self._measured(model)
-            row |= self._facts(model, measured, self.quality_of(model, measured)) | {"epochs": epochs}
-            if not np.isfinite(row["drop"]):
-                model, row["drop"], row["why"] = None, None, "its quality on `val` is not a finite number"
+            try:
+                measured = self._measured(model)
+                row |= self._facts(model, measured, self.quality_of(model, measured)) | {"epochs": epochs}
+                if not np.isfinite(row["drop"]):
+                    model, row["drop"], row["why"] = None, None, "its quality on `val` is not a finite number"
+            except (ValueError, RuntimeError, tf.errors.OpError) as error:    # a file that LiteRT cannot run on `val`
+                model, row["why"] = None, said(error)
         row["seconds"] = round(time.perf_counter() - start, 1)
         good = model is not None and row["drop"] <= allowed + 1e-9
         self.record.keep(row, model if good else None)
-        said = row["why"] or (f"drop {100 * float(row['drop'] or 0):.2f} points of {100 * allowed:.2f}, "
+        text = row["why"] or (f"drop {100 * float(row['drop'] or 0):.2f} points of {100 * allowed:.2f}, "
                               f"gzip {row['gzip']:,} bytes, {row['seconds']:.0f} s")
-        _log.info("%s: %s", name, said)
+        _log.info("%s: %s", name, text)
         return row, model if good else None
 
     def _made(self, stage, strength):
@@ -305,7 +308,7 @@ class _Search:
                 _stages.require_kept(stage, self.best, model, self.zeros, self.values)
                 return model, ""
             except Exception as error:                     # whatever it is, what was made so far goes on
-                return None, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+                return None, said(error)
 
     def _measured(self, model):
         return report.measure(model, self.labeled(self.val), runs=RUNS)

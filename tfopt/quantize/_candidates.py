@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._check import require
+from .._check import refusal, require
 from .._keras import graph_of
 from .._litert import file, run
 from . import _rounding
@@ -38,8 +38,11 @@ def best(model, content, expected, samples, mode, rounding, to_file):
 
     def judge(way, made):
         if made is not None:
-            levels[way] = round(_level(wanted, run.batches(run.interpreter(made), unseen)), 2)
-            found[way] = made
+            try:
+                outputs = run.batches(run.interpreter(made), unseen)
+            except (RuntimeError, ValueError) as error:
+                raise cannot_run(error) from None
+            levels[way], found[way] = round(_level(wanted, outputs), 2), made
 
     judge("nearest", content if bits == 8 else _made(floats, content, known, 4, False))
     if rounding == "auto":
@@ -55,6 +58,11 @@ def best(model, content, expected, samples, mode, rounding, to_file):
             do="Choose int8: layers that are called several times keep 8 bits.")
     way = max(levels, key=lambda way: levels[way] - _RISK * way.endswith(_NARROWED))
     return found[way], {"rounding": way, "sqnr_db": levels}
+
+
+def cannot_run(error):
+    """The refusal of a file that was made and does not run."""
+    return refusal(f"LiteRT cannot run this model in this mode ({run.reason(error)})", do="Choose another mode.")
 
 
 def _made(floats, content, samples, bits, compensate, narrow=False):

@@ -277,8 +277,7 @@ def _run(content, samples):
     try:
         found = run.batches(run.interpreter(content), samples)
     except (RuntimeError, ValueError) as error:
-        raise refusal(f"LiteRT cannot run this model in this mode: {str(error).split('Node number')[0].strip(' .')}",
-                      do="Choose another mode.") from None
+        raise _candidates.cannot_run(error) from None
     several = [np.resize(array, (3, *array.shape[1:])) for array in samples]
     try:
         at_once = run.run(run.interpreter(content, batch=3), several)

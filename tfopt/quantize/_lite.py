@@ -111,7 +111,7 @@ class LiteModel:
             try:
                 self._interpreters[batch] = run.interpreter(self.content, batch=batch, num_threads=self._threads)
             except (RuntimeError, ValueError) as error:
-                raise refusal(f"this file cannot take batches of {batch} ({_reason(error)})",
+                raise refusal(f"this file cannot take batches of {batch} ({run.reason(error)})",
                               do="Leave `batch_size` out.") from None
         return self._interpreters[batch]
 
@@ -136,7 +136,12 @@ class LiteModel:
         arrays = self.arrays_of(_data.read(x, self.inputs, name="x", targets="ignored").whole().x)
         bar = keras.utils.Progbar(None) if verbose in (1, 2) else None
         with self._lock:
-            outputs = run.batches(self._for_batches_of(batch_size), arrays, tick=(lambda: bar.add(1)) if bar else None)
+            interpreter = self._for_batches_of(batch_size)
+            try:
+                outputs = run.batches(interpreter, arrays, tick=(lambda: bar.add(1)) if bar else None)
+            except RuntimeError as error:                  # such as a division by what is zero in eight bits
+                raise refusal(f"LiteRT cannot run this file on `x` ({run.reason(error)})",
+                              do="Convert the model in another mode.") from None
         return _nest(self._order(len(outputs)), outputs)
 
     @checked()
@@ -224,7 +229,7 @@ def load(path: PathLike) -> LiteModel:
         _ = lite.inputs, lite.report                       # these read the file
     except Exception as error:                             # whatever the schema's reader meets in damaged bytes
         raise refusal("`path` must be a whole .tflite file, and this one is cut or damaged", path=str(path),
-                      reason=_reason(error)) from None
+                      reason=run.reason(error)) from None
     return lite
 
 
@@ -233,10 +238,6 @@ def take(calibration, inputs, name="calibration"):
     arrays = _data.read(calibration, inputs, name=name, finite=True, targets="ignored").head(_MOST).x
     return [array if x.dtype == "string" else np.asarray(array).astype(x.dtype) for array, x in zip(
         keras.tree.flatten(arrays), keras.tree.flatten(inputs), strict=True)]
-
-
-def _reason(error):
-    return str(error).strip().splitlines()[0].split("Node number")[0].rstrip(". ")
 
 
 def _for_each(metrics, outputs):

@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from .._check import refusal
 from .._litert import file, run
 from ._size import packed_size
 
@@ -36,12 +37,22 @@ class LiteSubject:
         outputs = [detail["index"] for detail in interpreter.get_output_details()]
 
         def once():
-            for index, zeros in inputs:
-                interpreter.set_tensor(index, zeros)
+            for index, values in inputs:
+                interpreter.set_tensor(index, values)
             interpreter.invoke()
             for index in outputs:
                 interpreter.get_tensor(index)
 
+        try:
+            once()
+        except RuntimeError:                               # zeros may be padding alone, which has no mean
+            for _, values in inputs:
+                values[...] = 1
+            try:
+                once()
+            except RuntimeError as error:
+                raise refusal(f"LiteRT cannot run this file on zeros or ones ({run.reason(error)})",
+                              do="Convert the model in another mode.") from None
         return once
 
     def unchanged(self):
