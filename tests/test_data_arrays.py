@@ -112,6 +112,8 @@ def test_augment_must_be_callable():
 class Stamp:
     """Stands for augment.Pipeline: shows which epoch and index it was given."""
 
+    replayable = True
+
     def apply(self, images, labels=None, *, epoch, index):
         stamped = tf.stack([tf.cast(images, tf.int64), tf.fill(tf.shape(index), epoch), index], axis=1)
         return stamped if labels is None else (stamped, labels)

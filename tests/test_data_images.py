@@ -191,6 +191,8 @@ def test_a_layer_still_rescales_validation(folder):
 class Stamp:
     """Stands for augment.Pipeline: paints epoch and index into the images."""
 
+    replayable = True
+
     def apply(self, images, labels, *, epoch, index):
         assert images.dtype == tf.uint8
         value = tf.cast(100 * epoch + index, tf.float32)
