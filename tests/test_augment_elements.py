@@ -65,6 +65,7 @@ def test_maps_follow_a_crop_outside_training_too(squares):
     np.testing.assert_array_equal(batch["masks"], masks[:, 8:16, 10:20])
 
 
+@pytest.mark.slow
 def test_other_inputs_pass_unchanged(squares):
     images = squares[0]
     meta, labels = np.arange(64.0).reshape(32, 2), np.arange(32)
@@ -103,6 +104,7 @@ def test_views_can_be_left_unrounded(squares):
 
 # ------------------------------------------------------------------------------------------------- as a layer
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ops", [[augment.Flip(), augment.Brightness()], [augment.Flip(), augment.Crop(8, 8)],
                                  [augment.Resize(8, 8), augment.Normalize(1, 2)]])
 def test_a_model_of_any_size(squares, ops):

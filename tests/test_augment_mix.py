@@ -140,6 +140,7 @@ def test_labels_are_refused(op, labels, message):
         mixed(op, np.zeros((2, 4, 4, 1), "float32"), labels)
 
 
+@pytest.mark.slow
 def test_a_label_out_of_range_stops_the_data_set():
     pipeline = augment.Pipeline([augment.MixUp(num_classes=2)], jit_compile=False)
     dataset = tf.data.Dataset.from_tensor_slices((np.zeros((2, 4, 4, 1), "uint8"), [0, 2])).batch(2).map(pipeline.map)

@@ -89,6 +89,7 @@ def test_bits_do_not_depend_on_the_order(images, pipeline):
     np.testing.assert_array_equal(each, expected[:4])
 
 
+@pytest.mark.slow
 def test_seed_epoch_and_index_each_change_the_view(images, pipeline):
     one = np.repeat(images[:1], 3, 0)
     views = pipeline.apply(one, epoch=np.array([0, 1, 0]), index=[0, 0, 1]).numpy()
@@ -96,6 +97,7 @@ def test_seed_epoch_and_index_each_change_the_view(images, pipeline):
     assert len(np.unique(np.concatenate([views, other]).reshape(4, -1), axis=0)) == 4
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits(images, pipeline, run_python, tmp_path):
     keras.Sequential([keras.Input((16, 16, 3)), pipeline]).save(tmp_path / "model.keras")
     np.save(tmp_path / "images.npy", images)
@@ -146,6 +148,7 @@ def test_a_short_last_batch_is_neither_traced_nor_compiled_again(images):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 def test_identical_images_share_a_view_and_distinct_ones_do_not(images, pipeline):
     same = np.repeat(images[:1], 4, 0)
     views, = passes(tf.data.Dataset.from_tensor_slices(same).batch(4).map(pipeline.map))
@@ -221,6 +224,7 @@ def test_it_passes_through_json():
     assert again.ops == everything
 
 
+@pytest.mark.slow
 def test_the_model_learns_from_a_mapped_data_set(images, pipeline):
     model = small_model(keras.layers.Identity())
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

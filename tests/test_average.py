@@ -189,6 +189,7 @@ print(json.dumps(float(np.abs(train(one) - train(two)).max())))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(run_python):
     assert json.loads(run_python(STEPS, devices=2).splitlines()[-1]) < 1e-5
 

@@ -283,6 +283,7 @@ def test_the_highest_rate_is_found(rate, expected):
     assert _stages.peak(keras.optimizers.SGD(rate)) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_users_settings_train_the_candidates(model, parts):
     training = _stages.Training(model, _data.read(parts[0]), 1, distilled=False, seed=0)
     student = keras.models.clone_model(model)
@@ -405,6 +406,7 @@ class Block(keras.layers.Layer):
         return self.hidden(x + self.embedding(keras.ops.arange(x.shape[1])))
 
 
+@pytest.mark.slow
 def test_kernels_inside_layers_keep_their_zeros_and_values_in_the_file():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(48, 64, 8)).astype("float32"), rng.integers(0, 10, 48)

@@ -116,6 +116,7 @@ def test_the_drop_is_that_of_the_users_model_and_data(task, rng):
     assert kept["values"]["cluster"] <= 8 or task is padded_sequences            # its biases have two axes too
 
 
+@pytest.mark.slow
 def test_datasets_weights_and_ones_own_train_step(rng):
     x, y = table(rng)
     model = Own(name="own")
@@ -140,6 +141,7 @@ def test_datasets_weights_and_ones_own_train_step(rng):
         assert tried.kept.tolist() == [True, True]
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_takes_an_example_out_of_training_and_of_the_choice(rng):
     """What the weights leave out may hold anything: the run ends with the same weights and the same drop."""
     model, (x, y), _ = regression(rng)
@@ -153,6 +155,7 @@ def test_a_weight_of_zero_takes_an_example_out_of_training_and_of_the_choice(rng
     keras.tree.map_structure(np.testing.assert_allclose, *found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reference"), [
     ("f1_macro", lambda y, outputs: f1_score(y, outputs.argmax(-1), average="macro")),
     ("log_loss", lambda y, outputs: -log_loss(y, keras.ops.softmax(outputs).numpy(), labels=range(3)))])

@@ -166,6 +166,7 @@ def test_training_on_cached_logits_equals_the_live_teacher(rng, path, top):
     assert np.abs(students[0].get_weights()[0] - dense(5, seed=1).get_weights()[0]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_cached_logits_alone_need_no_labels(rng):
     x, _ = arrays(rng)
     made = distill.Distiller(None, dense(5), [distill.DecoupledKD(), distill.DIST()])

@@ -46,6 +46,7 @@ def test_a_pruned_student(rng, activation):
     assert loss == pytest.approx(divergence(teacher, slim, x, 2., student_is_probable=bool(activation)), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_a_quantization_aware_student(rng, activation):
     quantize = pytest.importorskip("tfopt.quantize")

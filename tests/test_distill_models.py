@@ -303,6 +303,7 @@ def by_step(activation, shape, last):
     return keras.Model(x, y if last is None else last(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "shape", "last"), [
     ("softmax", (6, 3), None), ("sigmoid", (None, 3), None), ("softmax", (6, 3), keras.layers.Reshape((2, 3, 4)))])
 def test_probabilities_of_each_step_have_logits_behind_them(activation, shape, last):

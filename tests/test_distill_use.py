@@ -93,6 +93,7 @@ np.testing.assert_allclose(made.predict(data["x"], verbose=0), data["later"], at
 """
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_in_a_new_process(tmp_path, rng, run_python):
     x, y = batch(rng)
     made = distill.Distiller(dense(16, activation="softmax"), dense(5, seed=1),

@@ -364,6 +364,7 @@ class Watch(keras.callbacks.Callback):
         self.seen.append((finetune.plan(self.model).trainable.tolist(), values(self.model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rated", [slow(False), True])
 def test_blocks_are_thawed_from_the_head_down(rated):
     model, watch = finetune.freeze(net()), Watch()

@@ -319,6 +319,7 @@ def test_a_class_that_forgets_its_arguments_is_copied_as_it_stands():
     assert sum(not np.array_equal(a, b) for a, b in zip(before, new.variables, strict=True)) >= 10
 
 
+@pytest.mark.slow
 def test_a_class_that_forgets_its_arguments_is_pruned_and_clustered():
     model, x = stacked(), np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
     for module, option in ((prune, 0.5), (cluster, 4)):

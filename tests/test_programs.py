@@ -32,6 +32,7 @@ def test_a_program_keeps_what_it_computes(verify, program, piece):
     assert [row[1:] for row in verify.one(program, {piece: verify.PIECES[piece]})] == [("ok", "")]
 
 
+@pytest.mark.slow
 def test_a_wrong_result_is_seen(verify):
     def spoilt(p):
         expected = verify.outputs(p.model, p.x)

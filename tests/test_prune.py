@@ -207,6 +207,7 @@ def test_wrap_refuses(arguments, rule):
         prune.wrap(cnn(), arguments.pop("sparsity"), **arguments)
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_told(rng):
     wrapped, (x, y) = compile_(prune.wrap(cnn(), 0.5, end=100)), digits(rng)
     wrapped.fit(x, y, batch_size=32, verbose=0)

@@ -187,6 +187,7 @@ def test_evaluate_equals_keras(y, images):
         lite.evaluate(images)
 
 
+@pytest.mark.slow
 def test_evaluate_of_several_outputs(counts, rng):
     x = pairs(rng)
     y = {"z": np.ones((30, 1)), "heads": [np.ones((30, 2)), np.eye(3)[np.arange(30) % 3]]}
@@ -281,6 +282,7 @@ def test_what_litert_cannot_do_is_refused():
     assert quantize.convert(recurrent, "float32").report["max_difference"] < 1e-6
 
 
+@pytest.mark.slow
 def test_random_states_stand_still_in_a_file(rng):
     """Dropout inside RNN layers moves a seed in every call; a sampler needs an operation that LiteRT lacks."""
     x = rng.normal(size=(8, 10, 3)).astype("float32")

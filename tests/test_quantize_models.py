@@ -260,6 +260,7 @@ class Doubled(keras.Model):
         return 2 * super().call(inputs, training, mask)
 
 
+@pytest.mark.slow
 def test_a_train_step_of_ones_own_stays(tmp_path, rng):
     inputs, x = keras.Input((8,)), rng.normal(size=(64, 8)).astype("float32")
     model = Scored(inputs, layers.Dense(2)(layers.Dense(16, "relu")(inputs)))

@@ -278,6 +278,7 @@ def test_calibrate_sets_ranges_and_nothing_else():
     assert ends == {"low": pytest.approx(x.min()), "high": pytest.approx(x.max())}
 
 
+@pytest.mark.slow
 def test_untrained_norms_do_not_make_training_explode():
     """In inference the activations of a fresh deep model shrink; ranges from there would clip all of training."""
     keras.utils.set_random_seed(0)
@@ -319,6 +320,7 @@ def scattered(model, seed=0):
     return model
 
 
+@pytest.mark.slow
 def test_four_bits_of_the_file_are_those_of_the_model():
     x, y = images()
     model = scattered(classifier())
@@ -397,6 +399,7 @@ def test_channels_without_weights_keep_their_bias(bits, spread, rng):
     np.testing.assert_allclose(found[..., 1:3], np.broadcast_to(bias[1:3], found[..., 1:3].shape), atol=0.02)
 
 
+@pytest.mark.slow
 def test_zeros_and_shared_values_in_four_bits_saved_and_loaded(tmp_path):
     x, y = images()
     trained = quantize.calibrate(quantize.wrap(sparse_and_shared(classifier()), bits=4, preserve="both"), x)
@@ -461,6 +464,7 @@ def test_preserved_in_the_file(preserve):
             assert 0.3 < (values == 0).mean() < 0.9, "zeros are kept, and not everything is zero (issue 979: 1x1)"
 
 
+@pytest.mark.slow
 def test_ordinary_training_would_lose_them():
     """Negative control of the test above."""
     x, y = images()
@@ -582,6 +586,7 @@ def test_two_devices(run_python):
     assert gap < 0.2
 
 
+@pytest.mark.slow
 def test_student_of_a_distiller():
     x, y = images()
     student = quantize.calibrate(quantize.wrap(classifier(2)), x)

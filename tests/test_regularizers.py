@@ -261,6 +261,7 @@ print(losses + np.concatenate([w.ravel() for w in model.get_weights()]).tolist()
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(run_python):
     one = run_python(f"import tensorflow as tf\nDEVICES = 1\n{TRAIN}")
     two = run_python(f"DEVICES = 2\n{TRAIN}", devices=2)

@@ -360,6 +360,7 @@ def test_the_test_itself_would_see_a_trace():
         leaves_no_trace(model, lambda: model.fit(*points(32), verbose=0))
 
 
+@pytest.mark.slow
 def test_find_finds_what_gradient_descent_allows(tmp_path):
     """On a quadratic, plain gradient descent diverges above 2 / curvature: the suggestion lies below, within reach."""
     x = np.random.default_rng(0).normal(size=(512, 8)).astype("float32")
@@ -506,6 +507,7 @@ def test_plateau_with_several_optimizers():
     assert [float(kernels.learning_rate), float(rest.learning_rate)] == pytest.approx([0.025, 0.0025])
 
 
+@pytest.mark.slow
 def test_plateau_on_two_devices_equals_one(run_python):
     program = """
 import keras, numpy as np

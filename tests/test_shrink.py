@@ -411,6 +411,7 @@ def test_dicts_of_inputs(rng):
     assert [x.name for x in small.inputs] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_model_of_a_mirrored_strategy(run_python):
     run_python("""
 import keras, numpy as np, tensorflow as tf

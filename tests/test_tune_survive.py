@@ -101,6 +101,7 @@ def test_two_searches_in_one_script_have_a_process_for_each_trial(run_python, tm
     assert not list(tmp_path.rglob("token"))
 
 
+@pytest.mark.slow
 def test_a_process_that_meets_another_search_first_ends(run_python, tmp_path):
     """Such scripts once started processes without end."""
     done = run_python(ELSEWHERE, fork=False, check=False)
@@ -133,6 +134,7 @@ def run(folder, callbacks=None):
         (x, x), epochs=2, verbose=0, callbacks=callbacks)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_search_and_fails_no_trial(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -149,6 +151,7 @@ def test_a_full_disk_stops_the_search_and_fails_no_trial(tmp_path, monkeypatch):
     assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_fit_stops_the_search(tmp_path, monkeypatch):
     run(tmp_path / "whole")
     real = _files.Lines.append

@@ -95,6 +95,7 @@ def test_checkpoints_and_backups_work(rng, wrap, tmp_path):
     assert np.isfinite(reloaded.predict(x, verbose=0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prune.wrap(model, 0.5, end=6)", "cluster.wrap(model, 4)"])
 def test_two_devices_equal_one(run_python, kind):
     run_python(f"""
