@@ -118,9 +118,14 @@ def peak(optimizer):
 
 
 def large(plan):
-    """Paths of the layers that a `plan` would do, without the smallest."""
+    """Paths of the layers that a `plan` would do, without the smallest. May be empty."""
     done = plan[plan["status"] == "selected"].sort_values("affected", kind="stable")
     return list(done["layer"][done["affected"].cumsum() > _SMALL * done["affected"].sum()])
+
+
+def _some(layers, stage):
+    require(layers, f"{stage}.plan finds no kernel that it can work on", layers=layers)
+    return layers
 
 
 def shrunk(model, keep, training):
@@ -132,14 +137,15 @@ def shrunk(model, keep, training):
 def pruned(model, sparsity, training):
     every = max(training.steps // 100, 1)
     wrapped = prune.wrap(model, sparsity, end=max(training.steps // 2 // every, 1) * every, every=every,
-                         where=large(prune.plan(model)))
+                         where=_some(large(prune.plan(model)), "prune"))
     training.fit(wrapped, _RATES["prune"])
     return prune.strip(wrapped)
 
 
 def clustered(model, clusters, training, zeros):
     options = {"preserve_sparsity": zeros}
-    wrapped = cluster.wrap(model, clusters, **options, where=large(cluster.plan(model, clusters, **options)))
+    wrapped = cluster.wrap(model, clusters, **options,
+                           where=_some(large(cluster.plan(model, clusters, **options)), "cluster"))
     training.fit(wrapped, _RATES["cluster"])
     return cluster.strip(wrapped)
 
