@@ -294,6 +294,24 @@ def test_what_litert_cannot_do_is_refused_in_one_sentence():
         quantize.convert(keras.Model(inputs, layers.LayerNormalization()(inputs)), "int16x8", calibration=x)
 
 
+@pytest.mark.slow
+def test_the_norm_of_one_feature_converts(run_python):
+    """Its variance is zero, in steps of 1e-8, for which LiteRT ends the whole process."""
+    assert "ok" in run_python("""
+import keras, numpy as np
+from keras import layers
+from tfopt import quantize
+keras.utils.set_random_seed(0)
+inputs = keras.Input((12, 1))
+h = layers.LayerNormalization(epsilon=1e-6)(layers.Conv1D(1, 3, bias_initializer="ones")(inputs))
+model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h + inputs[:, 2:])))
+x = np.random.default_rng(0).normal(size=(48, 12, 1)).astype("float32")
+lite = quantize.convert(model, "int8", calibration=x)
+np.testing.assert_allclose(np.abs(lite.predict(x) - model.predict(x)).max(), lite.report["max_difference"], rtol=1e-3)
+print("ok")
+""")
+
+
 def test_the_model_stays_as_it_was():
     model = network(spread=2.0)
     before = [w.copy() for w in model.get_weights()]

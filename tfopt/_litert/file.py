@@ -166,6 +166,20 @@ def spread_biases(model):
                 np.round(values[0] * (scale[0] / scale)).astype("int32").tobytes(), np.uint8)
 
 
+def widen_squared_differences(model):
+    """Gives squared differences that are all but zero, as in the norm of one feature, a scale that LiteRT can use.
+
+    It shifts them by 14 bits, and ends the whole process where a step of the result is smaller than that of the shift.
+    """
+    for graph in model.subgraphs:
+        for op in (op for op in graph.operators if kind_of(model, op) == "SQUARED_DIFFERENCE"):
+            *sources, result = (graph.tensors[index] for index in (*op.inputs, op.outputs[0]))
+            if all(map(_has_scale, (*sources, result))):
+                least = 1.01 * (2 * max(held.quantization.scale[0] for held in sources)) ** 2 / 2 ** 14
+                if result.quantization.scale[0] < least:
+                    set_scale(result, np.array([least]), result.quantization.zeroPoint[0])
+
+
 def set_four_bits(model, index, array, scale):
     """Makes a tensor one of integers -8..7, two in a byte, with these scales of its channels (its first axis)."""
     held, flat = tensor(model, index), array.reshape(-1)

@@ -208,7 +208,12 @@ def _converted(model, inputs, samples, mode, trained, batch, fold):
             function = frozen(forward, specs, fold=fold)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
             _choose(converter, mode, None if trained else samples, function)
-            return converter.convert(), outputs
+            content = converter.convert()
+            if mode in _CALIBRATED and any(op.type == "SquaredDifference" for op in function.graph.get_operations()):
+                parsed = file.parse(content)
+                file.widen_squared_differences(parsed)
+                content = file.pack(parsed)
+            return content, outputs
         finally:
             logging.set_verbosity(level)
 
