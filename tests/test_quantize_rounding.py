@@ -296,7 +296,7 @@ def test_what_litert_cannot_do_is_refused_in_one_sentence():
 
 @pytest.mark.slow
 def test_the_norm_of_one_feature_converts(run_python):
-    """Its variance is zero, in steps of 1e-8, for which LiteRT ends the whole process."""
+    """Its variance is zero, in steps of 1e-8, for which LiteRT ends the whole process; and it is lost in rounding."""
     assert "ok" in run_python("""
 import keras, numpy as np
 from keras import layers
@@ -306,8 +306,18 @@ inputs = keras.Input((12, 1))
 h = layers.LayerNormalization(epsilon=1e-6)(layers.Conv1D(1, 3, bias_initializer="ones")(inputs))
 model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h + inputs[:, 2:])))
 x = np.random.default_rng(0).normal(size=(48, 12, 1)).astype("float32")
-lite = quantize.convert(model, "int8", calibration=x)
-np.testing.assert_allclose(np.abs(lite.predict(x) - model.predict(x)).max(), lite.report["max_difference"], rtol=1e-3)
+expected = model.predict(x)
+found = quantize.convert(model, "int8", calibration=x).predict(x)
+np.testing.assert_allclose(found, expected, atol=0.03 * np.ptp(expected))
+
+class NoGraph(keras.Model):
+    def call(self, x):
+        return model(x)
+
+other = NoGraph()
+other(x)
+lite = quantize.convert(other, "int8", calibration=x)
+np.testing.assert_allclose(np.abs(lite.predict(x) - expected).max(), lite.report["max_difference"], rtol=1e-3)
 print("ok")
 """)
 

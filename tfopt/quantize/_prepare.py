@@ -238,10 +238,26 @@ class Prepared:
 
 
 def in_float32(model):
-    """`model`, or a copy that computes in float32 where it does not: LiteRT has no bfloat16."""
-    if graph_of(model) is None or all(x.dtype_policy.name == "float32" for x in _models.layers(model).values()):
+    """`model`, or a copy that computes in float32 where it does not: LiteRT has no bfloat16.
+
+    In the copy, the norm of one feature is the constant that it is: x - mean(x) is zero, which eight bits do not get.
+    """
+    used = [] if graph_of(model) is None else _models.layers(model).values()
+    if all(x.dtype_policy.name == "float32" and not _is_constant(x) for x in used):
         return model
-    return _models.copy(model, dtype="float32")
+    return _models.copy(model, dtype="float32",
+                        change=lambda x: _ConstantNorm.from_config(x.get_config()) if _is_constant(x) else None)
+
+
+def _is_constant(layer):
+    return type(layer) is layers.LayerNormalization and any(v is not None and v.shape.num_elements() == 1
+                                                            for v in (layer.beta, layer.gamma))
+
+
+class _ConstantNorm(layers.LayerNormalization):
+    def call(self, inputs):
+        zeros = keras.ops.clip(inputs, 0.0, 0.0)           # TensorFlow breaks graphs where it folds such zeros
+        return zeros if self.beta is None else zeros + self.beta
 
 
 def preserved(kernel, preserve):
