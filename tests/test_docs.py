@@ -99,9 +99,8 @@ def pool(places):
     numbers = set()
     for source in places:
         if isinstance(source, pathlib.Path):
-            table = pd.read_csv(source)
-            keys = [key for key in table if not pd.api.types.is_numeric_dtype(table[key])]
-            values = table.drop(columns="seed", errors="ignore")
+            values = pd.read_csv(source).drop(columns=["seed", "way"], errors="ignore")
+            keys = [key for key in values if not pd.api.types.is_numeric_dtype(values[key])]
             groups = values.groupby(keys, sort=False, dropna=False) if keys else values.groupby(lambda row: 0)
             found = [getattr(groups, way)(numeric_only=True) for way in ("mean", "std", "max")]
             for figures in (*found, values.select_dtypes("number")):
