@@ -119,7 +119,7 @@ def find(model: keras.Model, data: Data, *, low: float = 1e-7, high: float = 10.
         model.train_function, model.steps_per_execution = None, 1
         try:
             model.fit(**batches, epochs=steps, verbose=0, callbacks=[sweep])
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             if getattr(error, "unnamed", False):           # a refusal of the sweep itself
                 raise
             if _NOT_FINITE in str(error):
