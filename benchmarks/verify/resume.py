@@ -217,7 +217,7 @@ def damaged(data, folder):
     """One training, killed once; then goes on beside a damaged newest state."""
     reference = run(folder / "whole", folder / "log", data=data)
     killed = run(folder / "killed", folder / "log", data=data, kill=35)
-    newest = sorted(state.name for state in (folder / "killed").iterdir())[-1]
+    newest = sorted(state.name for state in (folder / "killed").iterdir() if state.is_dir())[-1]
     for file in ("arrays.npz", "state.json", "manifest.json"):
         for fault, damage in DAMAGES.items():
             shutil.copytree(folder / "killed", folder / "copy")
@@ -229,7 +229,7 @@ def damaged(data, folder):
                    "redone": redone, "equal": same}
             shutil.rmtree(folder / "copy")
     shutil.copytree(folder / "killed", folder / "copy")
-    for state in (folder / "copy").iterdir():
+    for state in filter(pathlib.Path.is_dir, (folder / "copy").iterdir()):      # beside them lies the lock
         DAMAGES["empty"](state / "arrays.npz")
     now = run(folder / "copy", folder / "log", data=data)
     sentence = now.error.strip().splitlines()[-1]
