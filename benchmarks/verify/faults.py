@@ -23,7 +23,7 @@ KINDS = {
     "kill": "kill|crash_while|crash_inside|interrupted",
     "full disk": "full_disk|fit_the_disk|disk_before|without_room|vanish|out_of_space",
     "at once": "several_threads|lock_keeps|without_locks|share_a_directory|any_thread",
-    "not finite": "not_finite|nan_|_nan|infinit",
+    "not finite": "not_finite|nan_|_nan",
 }
 
 
