@@ -114,7 +114,8 @@ def test_aug_mix_is_a_mix_of_chains(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("op", [
     augment.ColorJitter(), augment.Grayscale(), augment.Invert(), augment.MotionBlur(5), augment.JPEG(),
-    augment.GridMask(), augment.AugMix(), augment.CenterCrop(9, 9)], ids=lambda op: type(op).__name__)
+    augment.GridMask(), augment.AugMix(), augment.CenterCrop(9, 9), augment.AutoAugment(), augment.Perspective(),
+    augment.Elastic()], ids=lambda op: type(op).__name__)
 def test_replayed_saved_and_in_any_batch(rng, op, tmp_path):
     images = pictures(rng, 6)
     pipeline = augment.Pipeline([op], seed=3)

@@ -124,6 +124,7 @@ def calls(directory):
     linear = schedules.Linear(0.1, 10)
     arguments = {
         "augment.AutoContrast": once, "augment.Equalize": once, "augment.TrivialAugment": {},
+        "augment.AutoAugment": {"policy": "cifar10"},
         "augment.Blur": {"sigma": (0.0, 1.0), **once},
         "augment.Brightness": {"factor": (-0.2, 0.2), "multiply": False, **once},
         **{f"augment.{name}": {"factor": (-0.04, 0.04), **once}

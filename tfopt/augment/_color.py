@@ -84,6 +84,11 @@ def hue(angle, channels):
     return eye + (tf.cos(angle) - 1) * _chroma() + tf.sin(angle) * _quarter_turn(), zero, none
 
 
+def negative(like, channels, low, high):
+    eye, zero, none = identity(tf.shape(like)[0], channels)
+    return -eye, zero, none + (low + high)
+
+
 def _chroma():
     """What is left of a color without its luma."""
     return tf.eye(3) - tf.constant([LUMA] * 3)
@@ -262,8 +267,7 @@ class Invert(Op):
     mixing = centering = False
 
     def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
-        eye, zero, none = identity(tf.shape(u)[0], channels)
-        return -eye, zero, none + (low + high)
+        return negative(u, channels, low, high)
 
 
 @operation(brightness=Range(-1, 1, relative=True), contrast=Range(-1, 10, relative=True),

@@ -36,6 +36,12 @@ class Element:
     def at(self, place):
         return None if place is None else self.leaves[place]
 
+    def repeated(self, times):
+        """The Element with each example so many times, side by side."""
+        rows = tf.range(tf.shape(self.leaves[self.image])[0] * times) // times
+        return dataclasses.replace(self, leaves=[leaf if leaf is None else tf.gather(leaf, rows)
+                                                 for leaf in self.leaves])
+
     def maps_to_move(self):
         """[(tensor [batch, height, width, channels], nearest)]."""
         return [(leaf if leaf.shape.rank == 4 else leaf[..., None], nearest)

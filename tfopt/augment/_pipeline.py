@@ -175,16 +175,20 @@ class Pipeline(keras.layers.Layer):
         views = self._augment(element_of(parts), epoch=epoch, index=index, dtype=dtype)
         return views[0] if len(views) == 1 else views
 
-    @checked()
-    def map(self, *element: typing.Any) -> typing.Any:
+    @checked(repeats=Whole(low=1))
+    def map(self, *element: typing.Any, repeats: int = 1) -> typing.Any:
         """An element of a batched tf.data.Dataset, augmented: `dataset.batch(64).map(pipeline.map)`.
 
         Args:
           *element: inputs, (inputs, targets), (inputs, targets, weights), or a dict with `images`; or (index, one of
             these), as `dataset.enumerate().batch(64)` has it. See the class.
+          repeats: views of each example, side by side in a batch so many times as long (repeated augmentation):
+            `lambda *element: pipeline.map(*element, repeats=4)`. View v of pass k is that of epoch k * repeats + v.
 
         Returns:
           The same without the index.
+
+        Reference: Hoffer et al. 2020, Augment your batch. https://arxiv.org/abs/1901.09335
         """
         index, parts = None, element
         if len(element) == 2 and _is_index(element[0]):
@@ -193,10 +197,14 @@ class Pipeline(keras.layers.Layer):
             parts = parts[0]
         require(1 <= len(parts) <= 3, "it takes images, (images, labels), (images, labels, weights) or a dict",
                 parts=len(parts))
-        views = self._augment(element_of(parts), index=index, counting=True)
+        given = element_of(parts)
+        if repeats > 1:
+            given, index = given.repeated(repeats), None if index is None else tf.repeat(index, repeats)
+        views = self._augment(given, index=index, counting=True, repeats=repeats)
         return views[0] if len(views) == 1 else views
 
-    def _augment(self, element, *, epoch=None, index=None, training=True, counting=False, dtype=None):
+    def _augment(self, element, *, epoch=None, index=None, training=True, counting=False, repeats=1,
+                 dtype=None):
         """The parts of an element, augmented; `counting` takes the epoch from how often an example has come by."""
         images = self._images(element.at(element.image), training)
         mixes = [(place, op) for place, op in enumerate(self.ops) if isinstance(op, _mix.Mix)] if training else []
@@ -207,7 +215,7 @@ class Pipeline(keras.layers.Layer):
             more = memory.rows(rows) - rows if memory else 0
             images, maps = pad(images, more), [(pad(part, more), nearest) for part, nearest in maps]
             index = self._index(index, images, count, more)
-            epoch = self._epoch(epoch, index, rows, more, memory if counting else None)
+            epoch = self._epoch(epoch, index, rows, more, memory if counting else None, repeats)
         else:
             index = epoch = tf.zeros(rows[None], tf.int64)
         result = self._dtype_of(images.dtype) if dtype is None else tf.as_dtype(dtype)
@@ -252,11 +260,14 @@ class Pipeline(keras.layers.Layer):
                 index=tuple(index.shape), images=count)
         return pad(index, more)
 
-    def _epoch(self, epoch, index, rows, more, memory):
+    def _epoch(self, epoch, index, rows, more, memory, repeats):
         """int64[rows + more]: the epoch of each example, counted if there is a memory to count in."""
         if epoch is None:
             epoch = memory.times_met(index[:rows]) if memory else 0
-        return pad(tf.broadcast_to(tf.cast(epoch, tf.int64), rows[None]), more)
+        epoch = tf.broadcast_to(tf.cast(epoch, tf.int64), rows[None])
+        if repeats > 1:
+            epoch = epoch * repeats + tf.range(tf.cast(rows, tf.int64)) % repeats
+        return pad(epoch, more)
 
     def _mix(self, mixes, images, labels, epoch, index):
         """float32 images and soft labels after MixUp and CutMix."""

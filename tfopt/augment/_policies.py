@@ -13,9 +13,10 @@ from ._op import Op, Tensors, only, operation, per_image
 
 OPS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast",
        "sharpness", "posterize", "solarize", "autocontrast", "equalize")
+NAMES = (*OPS, "invert")                                # which only AutoAugment draws
 
 # The strongest an operation gets; shifts are (fraction of the size, None) or (None, pixels).
-_LIMITS = {"shear_x": 0.3, "shear_y": 0.3, "translate_x": (0.45, None), "translate_y": (0.45, None), "rotate": 30,
+LIMITS = {"shear_x": 0.3, "shear_y": 0.3, "translate_x": (0.45, None), "translate_y": (0.45, None), "rotate": 30,
            "brightness": 0.9, "saturation": 0.9, "contrast": 0.9, "sharpness": 0.9, "posterize": 4, "solarize": 1}
 _WIDE = {"shear_x": 0.99, "shear_y": 0.99, "translate_x": (None, 32), "translate_y": (None, 32), "rotate": 135,
          "brightness": 0.99, "saturation": 0.99, "contrast": 0.99, "sharpness": 0.99, "posterize": 6, "solarize": 1}
@@ -24,6 +25,8 @@ _WIDE = {"shear_x": 0.99, "shear_y": 0.99, "translate_x": (None, 32), "translate
 @dataclasses.dataclass(frozen=True)
 class Policy(Op):
     """Base of the policies: `rounds` operations per image, of strengths up to `limits`."""
+
+    inverts: typing.ClassVar[bool] = False
 
     @property
     def draws(self) -> int:
@@ -43,7 +46,7 @@ class Policy(Op):
         """What an image does in one round: `chosen(name)` -> bool[batch], strength 0 to 1 and sign, float32[batch]."""
         choice = tf.cast(tf.floor(u[:, 3 * turn] * len(OPS)), tf.int32)
         sign = tf.where(u[:, 3 * turn + 1] < 0.5, -1.0, 1.0)
-        return (lambda name: choice == OPS.index(name)), self.strength(u[:, 3 * turn + 2]), sign
+        return (lambda name: choice == NAMES.index(name)), self.strength(u[:, 3 * turn + 2]), sign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +94,13 @@ class _Move(_Part):
 class _Colors(_Part):
     def affine(self, u: tf.Tensor, channels: int, low: float, high: float) -> Tensors:
         _color.require_colors(self.policy, channels)
-        return _color.compose([_color.brightness(self.signed(u, "brightness"), channels, low, high),
-                                _color.saturation(1 + self.signed(u, "saturation"), channels),
-                                _color.contrast(1 + self.signed(u, "contrast"), channels)])
+        maps = [_color.brightness(self.signed(u, "brightness"), channels, low, high, multiply=True),
+                _color.saturation(1 + self.signed(u, "saturation"), channels),
+                _color.contrast(1 + self.signed(u, "contrast"), channels)]
+        if self.policy.inverts:
+            inverted = self.policy.drawn(u, self.turn)[0]("invert")
+            maps.append(_color.select(inverted, _color.negative(u, channels, low, high)))
+        return _color.compose(maps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +146,8 @@ class RandAugment(Policy):
     """Each image draws `num_ops` operations of one fixed strength.
 
     From fourteen: identity, shear and shift in x and y, rotate, brightness, saturation, contrast, sharpness, posterize,
-    solarize, autocontrast, equalize. What an image draws is its own (not the batch's). The geometry of all rounds comes
-    first, as one resample; the colors follow in the order they were drawn.
+    solarize, autocontrast, equalize; brightness multiplies, as in the paper. What an image draws is its own (not the
+    batch's). The geometry of all rounds comes first, as one resample; the colors follow in the order they were drawn.
 
     Args:
       num_ops: operations per image, 1 to 8.
@@ -161,7 +168,7 @@ class RandAugment(Policy):
 
     num_ops: int = 2
     factor: float = 0.3
-    limits = _LIMITS
+    limits = LIMITS
 
     @property
     def rounds(self) -> int:
