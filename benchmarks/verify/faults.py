@@ -25,8 +25,8 @@ KINDS = {
     "at once": "several_threads|lock_keeps|without_locks|share_a_directory|any_thread",
     "not finite": "(what|loss_that|score_that)_is_not_finite",
 }
-WORDS = ("strange", "token", "outside", "never_taken", "pixels", "umask", "another_search", "damage", "checksum", "lost",
-         "swapped", "flipped", "changed_byte", "missing", "kill", "crash", "interrupted", "disk", "room", "vanish",
+WORDS = ("strange", "token", "outside", "never_taken", "pixels", "umask", "another_search", "damage", "checksum",
+         "lost", "swapped", "flipped", "changed_byte", "missing", "kill", "crash", "interrupted", "disk", "room", "vanish",
          "thread", "lock", "share", "not_finite")           # of names; KINDS chooses among these tests
 
 
