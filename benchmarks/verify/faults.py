@@ -25,9 +25,10 @@ KINDS = {
     "at once": "several_threads|lock_keeps|without_locks|share_a_directory|any_thread",
     "not finite": "(what|loss_that|score_that)_is_not_finite",
 }
+# Words in the names of tests; KINDS then chooses among what they find.
 WORDS = ("strange", "token", "outside", "never_taken", "pixels", "umask", "another_search", "damage", "checksum",
-         "lost", "swapped", "flipped", "changed_byte", "missing", "kill", "crash", "interrupted", "disk", "room", "vanish",
-         "thread", "lock", "share", "not_finite")           # of names; KINDS chooses among these tests
+         "lost", "swapped", "flipped", "changed_byte", "missing", "kill", "crash", "interrupted", "disk", "room",
+         "vanish", "thread", "lock", "share", "not_finite")
 
 
 def kind(name):
