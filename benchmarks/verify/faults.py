@@ -1,4 +1,4 @@
-"""What strangers, damage, kills, full disks, threads and numbers that are not finite do: nothing gets lost.
+"""Tests of what strangers, damage, kills, full disks, threads and numbers that are not finite do.
 
     python -P benchmarks/verify/faults.py
 
