@@ -322,6 +322,22 @@ print("ok")
 """)
 
 
+class Stepped(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_the_norm_of_one_feature_in_a_class_of_ones_own(rng):
+    inputs = keras.Input((12, 1))
+    h = layers.LayerNormalization()(layers.Conv1D(1, 3)(inputs)) + inputs[:, 2:]
+    model = Stepped(inputs, layers.Dense(2)(layers.Flatten()(h)))
+    x = rng.normal(size=(48, 12, 1)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    aware = quantize.calibrate(quantize.wrap(model), x)
+    for lite in (quantize.convert(model, "int8", calibration=x), quantize.convert(aware)):
+        np.testing.assert_allclose(lite.predict(x), expected, atol=0.03 * np.ptp(expected))
+
+
 def test_the_model_stays_as_it_was():
     model = network(spread=2.0)
     before = [w.copy() for w in model.get_weights()]

@@ -67,7 +67,7 @@ def _shifted(images, right, down, most):
 
 @operation(quality=Range(1, 100, number="both", whole=True), probability=PROBABILITY)
 class JPEG(Op):
-    """Compresses images as JPEG does and decodes them again.
+    """Compresses images as JPEG does and decodes them again; their values become 256 levels of the value range.
 
     Args:
       quality: 1 (worst) to 100: a pair (low, high) of which each image draws a whole number, or one number.
@@ -92,7 +92,7 @@ class JPEG(Op):
 
     def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
                low: float, high: float) -> tf.Tensor:
-        levels = tf.cast(tf.round((images - low) * (255 / (high - low))), tf.uint8)
+        levels = tf.saturate_cast(tf.round((images - low) * (255 / (high - low))), tf.uint8)
         color = images.shape[3] == 3
 
         def again(pair):

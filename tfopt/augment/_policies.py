@@ -207,9 +207,9 @@ class AugMix(Op):
 
     Each of `width` chains draws 1 to `depth` of nine operations (autocontrast, equalize, posterize, rotate, solarize,
     shear and shift in x and y: none that looks like noise, blur or weather), each with its strength. The chains are
-    mixed with weights from Dirichlet(1), and the mix with the image with a share that is uniform in 0 .. 1. It is for
-    classification: masks and boxes stay as they are. The paper adds a loss that pulls three views of an image together;
-    that is for the user's `train_step`.
+    mixed with weights from Dirichlet(1), and the mix with the image with a share that is uniform in 0 .. 1. What moves
+    in is the mirrored image, whatever the pipeline's `fill_mode`. It is for classification: masks and boxes stay. The
+    paper adds a loss that pulls three views of an image together; that is for the user's `train_step`.
 
     Args:
       width: number of chains, 1 to 8.

@@ -94,7 +94,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     mode = mode or (model.mode if trained else "int8")
     _require_convertible(model, mode, calibration, trained)
     structure, samples = _inputs(model, calibration)
-    source = in_float32(model)
+    source = model if trained else in_float32(model)
     content, outputs, batch = _to_lite(source, structure, samples, mode, trained)
     rounded, expected = {}, None
     if not trained and calibration is not None and mode in (*_CALIBRATED, "dynamic"):

@@ -250,8 +250,8 @@ def in_float32(model):
 
 
 def _is_constant(layer):
-    return type(layer) is layers.LayerNormalization and any(v is not None and v.shape.num_elements() == 1
-                                                            for v in (layer.beta, layer.gamma))
+    weights = (layer.beta, layer.gamma) if type(layer) is layers.LayerNormalization else ()
+    return any(v is not None and v.shape.num_elements() == 1 for v in weights) and not layer.rms_scaling
 
 
 class _ConstantNorm(layers.LayerNormalization):
