@@ -117,3 +117,20 @@ def test_a_built_subclassed_model_is_refused(rng):
     model(rng.normal(size=(1, 2)))
     with pytest.raises(ValueError, match=r"here needs a built functional or Sequential model.*Subclassed"):
         _models.require_graph(model, "here")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["average.outputs", "average.update_batch_norm", "average.weights", "cluster.wrap",
+                                  "prune.wrap", "quantize.convert", "quantize.wrap", "shrink.channels"])
+def test_weights_that_are_not_finite_are_refused(name, value):
+    """A file of them was once written without a word; `cluster.wrap` did not end."""
+    import tfopt
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="hidden"), keras.layers.Dense(2)])
+    model.get_layer("hidden").kernel.assign(np.full((4, 8), value))
+    more = {"average.outputs": [[model, model]], "average.weights": [[model, model]], "quantize.convert": [model],
+            "average.update_batch_norm": [model, np.ones((8, 4))], "quantize.wrap": [model],
+            "cluster.wrap": [model, 4]}.get(name, [model, 0.5])
+    module, function = name.split(".")
+    with pytest.raises(ValueError, match=rf"^{name}: the model's weights must be finite.*hidden/kernel"):
+        getattr(getattr(tfopt, module), function)(*more)

@@ -210,10 +210,27 @@ def test_saved_file_knows_itself(tmp_path, images):
     with pytest.raises(ValueError, match=r"`path` must end with \.tflite"):
         lite.save(tmp_path / "small.bin")
     (tmp_path / "cut.tflite").write_bytes(lite.content[:len(lite.content) // 2])
-    with pytest.raises(ValueError, match=r"^quantize\.load: .*cut or damaged"):
+    with pytest.raises(ValueError, match=r"^quantize\.load: .*cut or changed"):
         quantize.load(tmp_path / "cut.tflite")
     with pytest.raises(ValueError, match=r"^quantize\.load: `path` must be a \.tflite file"):
         quantize.load(tmp_path / "nowhere.tflite")
+
+
+def test_each_changed_byte_of_a_file_is_seen(tmp_path, images):
+    """Half of all changed bits once passed for another model, or another report."""
+    content, path = quantize.convert(small(), "int8", calibration=images).content, tmp_path / "small.tflite"
+    places = np.random.default_rng(0).choice(len(content), 300, replace=False).tolist()
+    for place in [*places, content.index(b'"sha256"') + 3, content.index(b'"format"') + 3, content.index(b"tfopt")]:
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"load: `path` must be (whole.* cut or changed|a whole|a \.tflite)"):
+            quantize.load(path)
+        if place in places[:9]:
+            with pytest.raises(ValueError, match=r"`content` must be"):
+                quantize.LiteModel(bytes(changed))
+    path.write_bytes(content)
+    assert quantize.load(path).content == content                        # negative control
 
 
 def test_a_file_of_another_making_runs(tmp_path, images):

@@ -1,6 +1,8 @@
 """What a LiteRT file says about itself, read and written through its own schema."""
 
+import hashlib
 import json
+import re
 
 import flatbuffers
 import numpy as np
@@ -9,6 +11,9 @@ from ai_edge_litert import schema_py_generated as schema
 from .._tables import Frame
 
 _METADATA = b"tfopt"
+_FORMAT = 1                                                # of the note
+_SEAL = re.compile(rb'"sha256": "(.{64})"', re.DOTALL)
+_BLANK = "0" * 64                                          # in the place of the checksum while it is computed
 _OPS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -29,7 +34,10 @@ def read_note(model):
     """The JSON object that `sign` left in the file, or {}."""
     for entry in model.metadata or ():
         if entry.name == _METADATA:
-            return json.loads(bytes(model.buffers[entry.buffer].data))
+            note = json.loads(bytes(model.buffers[entry.buffer].data))
+            if note.get("format") != _FORMAT or "sha256" not in note:
+                raise ValueError(f"its note is of format {note.get('format')}, not {_FORMAT}")
+            return note
     return {}
 
 
@@ -43,10 +51,27 @@ def sign(model, *, inputs, outputs, note):
     model.signatureDefs = [signature]
     model.metadata = [entry for entry in model.metadata or () if entry.name != _METADATA]
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(note).encode(), np.uint8)
+    buffer.data = np.frombuffer(json.dumps({"format": _FORMAT, "sha256": _BLANK, **note}).encode(), np.uint8)
     model.buffers.append(buffer)
     entry.name, entry.buffer = _METADATA, len(model.buffers) - 1
     model.metadata.append(entry)
+
+
+def seal(content):
+    """The bytes of a signed file with their checksum in its note."""
+    return _SEAL.sub(b'"sha256": "%s"' % _sum(content), content, count=1)
+
+
+def is_sealed(content):
+    """Is a file as it was sealed, or of another making, which has no seal."""
+    found = _SEAL.search(content)
+    return found is None or found[1] == _sum(content)
+
+
+def _sum(content):
+    """SHA-256, in hex, of a file whose own checksum is blank."""
+    start, end = _SEAL.search(content).span(1)
+    return hashlib.sha256(content[:start] + _BLANK.encode() + content[end:]).hexdigest().encode()
 
 
 def open_batch(model):

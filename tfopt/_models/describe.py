@@ -2,6 +2,8 @@
 
 import contextlib
 
+import numpy as np
+
 from .._check import require
 from .._keras import graph_of, keras, parts_of, tf
 
@@ -49,6 +51,14 @@ def require_graph(model, caller):
             model=Verbatim(describe(model)),
             do="Rebuild it with keras.Model(inputs, outputs).")
     return graph
+
+
+def require_finite(model):
+    """Refuses a model with weights that are NaN or infinite: what is made of it would be lost without a word."""
+    broken = sorted({variable.path for variable in model.variables if keras.backend.is_float_dtype(variable.dtype)
+                     and not np.isfinite(array_of(variable).astype("float32")).all()})
+    require(not broken, "the model's weights must be finite numbers", not_finite=broken,
+            do="Training has diverged: train it again with a smaller learning rate.")
 
 
 def array_of(variable):

@@ -43,6 +43,7 @@ def outputs(models: Sequence[keras.Model], *, weights: Sequence[float] | None = 
     """
     for model in models:
         _models.require_graph(model, "average.outputs")
+        _models.require_finite(model)
     shares = np.ones(len(models)) if weights is None else np.array(weights, float)
     require(len(shares) == len(models), "`weights` must hold one number for each model", weights=weights,
             models=len(models))
@@ -103,6 +104,7 @@ def weights(models: Sequence[keras.Model], *,
     """
     for model in models:
         _models.require_model(model, "average.weights")
+        _models.require_finite(model)
     shapes = [[tuple(variable.shape) for variable in model.variables] for model in models]
     for model, found in zip(models, shapes, strict=True):
         require(found == shapes[0], "the models must have the same weights, shape by shape",

@@ -40,6 +40,7 @@ def update_batch_norm(model: keras.Model, data: Data) -> keras.Model:
       Izmailov et al.: Averaging Weights Leads to Wider Optima (2018). https://arxiv.org/abs/1803.05407
     """
     _models.require_model(model, "average.update_batch_norm")
+    _models.require_finite(model)
     moments = _models.batch_moments(model, _inputs(data, model))
 
     def value(variable):

@@ -106,10 +106,7 @@ def wrap(model: keras.Model, clusters: int | dict[str, int], *, init: str = "kme
     require_plain(model)
     by_path = grouped(kernels(model, HOOK))
     counts = _counts(model, clusters, where, by_path, (preserve_sparsity, per_channel))
-    broken = [path for path in counts for kernel in by_path[path]
-              if not np.isfinite(_models.array_of(kernel.variable)).all()]
-    require(not broken, "the weights must be finite", not_finite=broken,
-            do="Train the model again, or leave these out.")
+    _models.require_finite(model)
     chosen = [[kernel.index, count] for path, count in counts.items() for kernel in by_path[path]]
     recipe = {"kernels": chosen, "zeros": _with_zeros(by_path, counts) if preserve_sparsity else [], "init": init,
               "preserve_sparsity": preserve_sparsity, "per_channel": per_channel}

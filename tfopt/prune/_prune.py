@@ -150,6 +150,7 @@ def wrap(model: keras.Model, sparsity: float | dict[str, float], *, begin: int =
     """
     schedule = _checked_schedule(sparsity, begin, end, every, block, pattern)
     require_plain(model)
+    _models.require_finite(model)
     by_path, unfit = _able(model, block, pattern)
     shares = _shares(model, sparsity, where, {**by_path, **unfit})
     odd = {path: unfit[path] for path in shares if path in unfit}

@@ -121,11 +121,12 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     _warn(mode, report, ops, trained and (source.plan["status"] == "selected").all())
     report["seconds"] = round(time.perf_counter() - start, 2)
     file.sign(parsed, inputs=sign.inputs, outputs=sign.outputs, note={**sign.note, **note})
-    return LiteModel(file.pack(parsed))
+    return LiteModel(file.seal(file.pack(parsed)))
 
 
 def _require_convertible(model, mode, calibration, trained):
     _models.require_model(model, "quantize.convert")
+    _models.require_finite(model)
     require_stripped(model)
     require(not trained or mode == model.mode, "a model from quantize.wrap is converted as it was trained",
             mode=mode, trained_for=model.mode if trained else None,

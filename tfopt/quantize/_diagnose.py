@@ -85,6 +85,7 @@ def diagnose(model: keras.Model, lite: LiteModel, data: Data, *, threshold_db: f
     require(not isinstance(model, Rounding), "needs the plain model", model=type(model).__name__,
             do="Pass the model that was given to quantize.wrap.")
     graph = _models.require_graph(model, "quantize.diagnose")
+    _models.require_finite(model)
     inputs = fresh_inputs(graph)
     samples = take(data, inputs, "data")
     size = sum(np.prod(x.shape[1:]) for *_, outputs in uses(graph) for x in outputs if None not in x.shape[1:])

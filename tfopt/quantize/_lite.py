@@ -17,6 +17,7 @@ from .._typing import Data, PathLike, Verbose
 
 _CONTENT = Rule("the bytes of a .tflite file, as quantize.convert makes them",
                 lambda value: isinstance(value, bytes) and value[4:8] == b"TFL3")
+_CHANGED = "must be whole, as quantize.convert wrote it, and its checksum says that it was cut or changed"
 _MOST = 256                                                # samples that calibrate and check; more change little
 
 
@@ -44,7 +45,7 @@ class LiteModel:
       threads: CPU threads to run on, >= 1.
 
     Raises:
-      ValueError: `content` is not a LiteRT file.
+      ValueError: `content` is not a LiteRT file, or one of `quantize.convert` that was changed.
 
     Example:
       >>> import keras, numpy as np
@@ -58,6 +59,7 @@ class LiteModel:
 
     @checked(content=_CONTENT, threads=Whole(low=1))
     def __init__(self, content: bytes, *, threads: int = 1) -> None:
+        require(file.is_sealed(content), f"`content` {_CHANGED}", bytes=len(content))
         self.content: bytes = content
         self._threads = threads
         self._interpreters, self._lock = {}, threading.Lock()
@@ -210,7 +212,7 @@ def load(path: PathLike) -> LiteModel:
       path: the file.
 
     Raises:
-      ValueError: it is not a .tflite file, or a damaged one.
+      ValueError: it is not a .tflite file, or a damaged one; of a file that `quantize.convert` made, each byte counts.
 
     Example:
       >>> import keras, tempfile
@@ -224,6 +226,8 @@ def load(path: PathLike) -> LiteModel:
     path = pathlib.Path(path)
     content = path.read_bytes() if path.is_file() else b""
     require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path))
+    require(file.is_sealed(content), f"`path` {_CHANGED}", path=str(path), do="Bring the file back from a copy, or "
+            "convert the model again.")
     lite = LiteModel(content)
     try:
         _ = lite.inputs, lite.report                       # these read the file

@@ -141,6 +141,7 @@ def wrap(model: keras.Model, *, bits: int = 8, preserve: str | None = None, wher
       Jacob et al. 2017, https://arxiv.org/abs/1712.05877
     """
     graph, own = _graph(model, where, "quantize.wrap", bits), _models.own_methods(model)
+    _models.require_finite(model)
     require(not own or (_GRAPH.isdisjoint(own) and _models.takes_graph(model)),
             "what a class of your own does would be lost", model=_models.describe(model), methods=own,
             do="Let its constructor take (inputs, outputs, **kwargs) and leave `call` as it is, or wrap "

@@ -66,6 +66,7 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
     https://arxiv.org/abs/2301.12900
     """
     _models.require_graph(model, "shrink.channels")
+    _models.require_finite(model)
     require((keep is None) != (macs is None), "pass either `keep` or `macs`", keep=keep, macs=macs)
     require(importance != "taylor" or data is not None, "importance='taylor' needs `data`", data=data,
             do="Pass inputs and targets.")
