@@ -51,10 +51,11 @@ def test_an_empty_folder_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["arrays.npz", "state.json", "manifest.json"])
-@pytest.mark.parametrize("fault", ["cut in half", "empty", "with a bit flipped", "missing"])
+@pytest.mark.parametrize("fault", ["cut in half", "empty", "with a bit flipped", "missing", "nested too deep"])
 def test_a_damaged_state_is_named_and_passed_over(tmp_path, verify, file, fault):
     folder = written(tmp_path)
-    verify.DAMAGES[fault](folder.at(3) / file)
+    deep = {"nested too deep": lambda path: path.write_bytes(b"[" * 100_000)}
+    {**verify.DAMAGES, **deep}[fault](folder.at(3) / file)
     with pytest.warns(UserWarning, match=rf"state-000003 is damaged: .*{file}"):
         assert folder.newest()[0] == 2
     folder.write({}, {})

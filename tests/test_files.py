@@ -113,6 +113,20 @@ def test_json_comes_back_or_is_refused_by_name(tmp_path):
                 _files.read_json(path, kind="note of 3")
 
 
+HOSTILE = [b"[" * 100_000, b'{"event":' + b'{"a":' * 9000 + b"1" + b"}" * 9001, b"9" * 10_000, b"1e999", b"NaN", b"[]",
+           b"null", b'{"event":5}', _files.line_of([]), _files.line_of(3), b'{"kind":1,"kind":2}', b"\xff\xfe", b"\0"]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_no_library_wrote_is_refused(tmp_path, content):
+    path = tmp_path / "note.json"
+    path.write_bytes(content)
+    with pytest.raises(_files.DamagedError, match=r"note\.json \(.* is empty, cut, or not a file of this library"):
+        _files.read_json(path, kind="note")
+    with pytest.warns(UserWarning, match=r"line 1 of .*note\.json cannot be read"):
+        assert _files.read_lines(path)[0] == []
+
+
 def test_a_swapped_an_older_and_a_missing_file_are_refused(tmp_path):
     path = tmp_path / "note.json"
     _files.write_json(path, 1, kind="note of 3")

@@ -183,7 +183,7 @@ def test_a_note_leads_to_no_file_outside(tmp_path, name):
     name = str(outside) if name.startswith("/") else name
     checkpoint = Checkpoint(tmp_path / "study" / "trials" / "0", "trial 0")
     checkpoint.open({})
-    checkpoint.note = {**checkpoint.note, "file": name, "sha256": _files.checksum(outside)}
+    checkpoint.note = {**checkpoint.note, "file": name, "logs": {}, "sha256": _files.checksum(outside)}
     with pytest.raises(ValueError, match="leads out of"):
         checkpoint.save(build(keras_tuner.HyperParameters()), 0, {}, {})
     _files.write_json(tmp_path / "study" / "trials" / "0" / "best.json", checkpoint.note, kind=checkpoint.kind)
@@ -192,7 +192,7 @@ def test_a_note_leads_to_no_file_outside(tmp_path, name):
     assert outside.read_text() == "mine"
 
 
-@pytest.mark.parametrize("harm", ["note", "weights", "no note", "other trial"])
+@pytest.mark.parametrize("harm", ["note", "weights", "no note", "other trial", "path outside", "other types"])
 def test_damage_of_a_running_trial_costs_its_epochs_alone(tmp_path, harm):
     values, model = {"units": 3}, build(keras_tuner.HyperParameters())
     checkpoint = Checkpoint(tmp_path / "0", "trial 0")
@@ -207,6 +207,9 @@ def test_damage_of_a_running_trial_costs_its_epochs_alone(tmp_path, harm):
         checkpoint.weights.write_bytes(checkpoint.weights.read_bytes()[:-1])
     elif harm == "no note":
         (tmp_path / "0" / "best.json").unlink()
+    elif harm in ("path outside", "other types"):                    # of somebody who knows how a checksum is made
+        note = {**again.note, "file": "../a"} if harm == "path outside" else [1]
+        _files.write_json(tmp_path / "0" / "best.json", note, kind=again.kind)
     else:
         values = {"units": 4}
     with pytest.warns(UserWarning, match="This trial is trained from its start"):

@@ -182,7 +182,7 @@ def read_json(path, *, kind, version=1):
         found = json.loads(text)
         found_kind, found_version, total, content = (found[key] for key in ("kind", "version", "sha256", "content"))
         sound = total == fingerprint(found_kind, found_version, _body(content))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(f"{path} ({len(text):,} bytes) is empty, cut, or not a file of this library.") from None
     if not sound:
         raise DamagedError(f"{path} was changed: its content does not fit its checksum.")
@@ -254,9 +254,10 @@ def event_of(line):
     """
     try:
         event = json.loads(line)["event"]
-        return event if line_of(event) == line.rstrip(b"\n") + b"\n" else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        sound = isinstance(event, dict) and line_of(event) == line.rstrip(b"\n") + b"\n"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    return event if sound else None
 
 
 def read_lines(path):

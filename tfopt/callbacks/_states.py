@@ -117,7 +117,7 @@ def _bytes(path):
 def _json(path, content):
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamagedError(f"{path.name} is not JSON") from None
 
 

@@ -31,17 +31,22 @@ class Checkpoint:
             self.read()
             if self.note["values"] != values:
                 raise _files.DamagedError(f"{self.folder} holds a trial of other values.")
-        except _files.DamagedError as error:
+        except ValueError as error:
             if self.folder.exists() and any(self.folder.iterdir()):
                 warnings.warn(f"{error} This trial is trained from its start.", stacklevel=2)
             _files.remove(self.folder)
             self._write({"values": values})
 
     def read(self):
-        """Reads the note and checks the weights; DamagedError names what is wrong."""
-        self.note = _files.read_json(self.folder / NOTE, kind=self.kind)
-        if "file" in self.note:
-            _files.require_whole(self.weights, self.note["sha256"])
+        """Reads the note and checks the weights; ValueError names what is wrong."""
+        note = _files.read_json(self.folder / NOTE, kind=self.kind)
+        sound = isinstance(note, dict) and isinstance(note.get("values"), dict) and (
+            "file" not in note or isinstance(note.get("logs"), dict))
+        if not sound:
+            raise _files.DamagedError(f"{self.folder / NOTE} does not hold what a trial notes.")
+        self.note = note
+        if "file" in note:
+            _files.require_whole(self.weights, note.get("sha256"))
 
     @property
     def weights(self):
