@@ -3,6 +3,7 @@
 import functools
 import gc
 import pathlib
+import shutil
 import weakref
 
 import keras
@@ -485,3 +486,14 @@ def test_a_step_that_moves_some_weights_by_two_optimizers(tmp_path):
         found.append([v.numpy() for v in [*model.variables, *model.optimizer.variables, *model.other.variables]])
     for one, other in zip(*found, strict=True):            # two graphs of one step may differ in the last bit
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_directory_that_vanishes_is_an_error(tmp_path, every):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", SUM)
+    path = tmp_path / "a"
+    vanish = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch and shutil.rmtree(path))
+    with pytest.raises(FileNotFoundError, match=r"callbacks.Resume: its directory is gone, with the states and the"):
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=[vanish, callbacks.Resume(path, every=every)])
+    assert not path.exists()

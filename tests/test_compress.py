@@ -212,6 +212,12 @@ def test_a_damaged_line_costs_its_candidate_and_a_lost_head_the_run(tmp_path):
         _record.Record(tmp_path, {"seed": 0})
 
 
+def test_a_run_is_the_same_whatever_keras_calls_its_optimizer():
+    """The second `compile("sgd")` of a process was another run once, which its directory refused."""
+    same = [_run._described(keras.optimizers.SGD(name=name)) for name in ("sgd", "sgd_1")]
+    assert same[0] == same[1] != _run._described(keras.optimizers.SGD(0.5, name="sgd"))
+
+
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_it_goes_on(tmp_path, monkeypatch):
     def full(*_, **__):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,24 @@ def test_damaged_shards_are_named_and_computed_again(rng, tmp_path, damage):
         cached = distill.cache_teacher(teacher, x, directory=tmp_path, batch_size=8, verbose=0)
     seen, outputs = everything(cached)
     np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
+
+
+def test_a_directory_that_vanishes_is_an_error(rng, tmp_path):
+    class Removing(keras.layers.Layer):
+        def call(self, x):
+            y = tf.numpy_function(remove, [x], x.dtype)
+            y.set_shape(x.shape)
+            return y
+
+    def remove(x):
+        if len(list(tmp_path.glob("outputs/*.npy"))) == 1:
+            shutil.rmtree(tmp_path / "outputs")
+        return x
+
+    teacher = keras.Sequential([keras.Input((4,)), Removing(), keras.layers.Dense(3)])
+    with pytest.raises(FileNotFoundError, match=r"distill.cache_teacher: the directory is gone"):
+        distill.cache_teacher(teacher, arrays(rng)[0], directory=tmp_path / "outputs", batch_size=8, verbose=0)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_damaged_index_is_named_and_all_computed_again(rng, tmp_path):

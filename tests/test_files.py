@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         with open("/dev/full", "wb") as full:
             full.write(b"1" * 100_000)
 
-    with pytest.raises(OSError, match="No space") as caught:
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'") as caught:
         _files.write(tmp_path / "a", fill)
     assert _files.out_of_space(caught.value)
     assert not os.listdir(tmp_path)
@@ -254,6 +254,17 @@ def test_a_line_that_does_not_fit_the_disk_is_taken_back(tmp_path, monkeypatch):
     record.append({"n": 3})
     assert record.events == [{"n": 1}, {"n": 3}]
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == record.events
+
+
+def test_lines_that_cannot_be_opened_are_not_kept_locked(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/record\.jsonl'"):
+            _files.Lines(tmp_path / "record.jsonl", "in use")
+    _files.Lines(tmp_path / "record.jsonl", "in use").close()
 
 
 def test_a_file_that_vanishes_is_an_error(tmp_path):

@@ -62,10 +62,17 @@ def whole(path):
             sync(file)
         os.replace(part, path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             remove(part)
+        _put_name(error, path)
         raise
+
+
+def _put_name(error, path):
+    """Says which file it is about: a full disk does not."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def write(path, content):
@@ -298,11 +305,16 @@ class Lines:
     def __init__(self, path, message):
         self.path = pathlib.Path(path)
         self._lock = Lock(self.path, message)
-        self.events, good = read_lines(self.path)
-        os.ftruncate(self._file, good)                                       # a torn tail must not meet the next line
-        if good and os.pread(self._file, 1, good - 1) != b"\n":
-            os.write(self._file, b"\n")
-        sync(self.path.parent)
+        try:
+            self.events, good = read_lines(self.path)
+            os.ftruncate(self._file, good)                                   # a torn tail must not meet the next line
+            if good and os.pread(self._file, 1, good - 1) != b"\n":
+                os.write(self._file, b"\n")
+            sync(self.path.parent)
+        except BaseException as error:
+            self.close()
+            _put_name(error, self.path)
+            raise
 
     @property
     def _file(self):

@@ -214,6 +214,9 @@ class Resume(keras.callbacks.Callback):
                  "random": pack(randomness(), keep), "begun": pack(self._begun, keep)}
         self._tell_lost()
         if _is_chief(self.model.distribute_strategy):
+            require(os.path.isdir(self.directory), "callbacks.Resume: its directory is gone, with the states and the "
+                    "lock that were in it", directory=str(self.directory), error=FileNotFoundError,
+                    do="Bring it back, or train anew.")
             self._folder.write(state, arrays)
 
     def _tell_lost(self):

@@ -366,12 +366,15 @@ def _fingerprint(source):
 
 
 def _described(thing):
-    """A fingerprint of an optimizer, a function, or a nest of losses and metrics: of its config, or of its code."""
+    """A fingerprint of an optimizer, a function, or a nest of losses and metrics: of its config, or of its code.
+
+    Names do not count: Keras counts on in those that it gives itself.
+    """
     if isinstance(thing, dict | list | tuple):
         parts = sorted(thing.items()) if isinstance(thing, dict) else enumerate(thing)
         return _files.fingerprint(*(f"{key} {_described(value)}" for key, value in parts))
     if hasattr(thing, "get_config"):
-        return _files.fingerprint(type(thing).__name__, thing.get_config())
+        return _files.fingerprint(type(thing).__name__, {**thing.get_config(), "name": None})
     code = getattr(thing, "__code__", None)
     return _files.fingerprint(getattr(thing, "__qualname__", repr(thing) if code is None else ""),
                               *((code.co_code, repr(code.co_consts), code.co_names) if code else ()))

@@ -142,6 +142,8 @@ class Folder:
                 directory=str(self.directory), shard=key, do="Pass the same data, or choose another `directory`.")
 
     def put(self, key, view, table, data):
+        require(self.directory.is_dir(), "the directory is gone, and with it the outputs that were there",
+                directory=str(self.directory), do="Bring it back, or compute them anew.", error=FileNotFoundError)
         _files.write(self._file(key), lambda file: np.save(file, table, allow_pickle=False))
         self.shards[key] = {"rows": len(table), "data": data, "sha256": _files.checksum(self._file(key))}
         _files.write_json(self.index, {"made_from": self.made_from, "shards": self.shards}, kind=_KIND)
