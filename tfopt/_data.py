@@ -27,7 +27,8 @@ _WEIGHTS = ("x", "y", "sample_weight")
 
 
 def read(data: Any, model: Any = None, *, name: str = "data", finite: bool = False,
-         targets: Literal["required", "optional", "ignored"] = "optional") -> "Arrays | Stream":
+         targets: Literal["required", "optional", "ignored"] = "optional",
+         endless: bool = False) -> "Arrays | Stream":
     """What the user passed as `data`, looked at once.
 
     Args:
@@ -37,6 +38,7 @@ def read(data: Any, model: Any = None, *, name: str = "data", finite: bool = Fal
       name: what the argument is called.
       finite: NaN and infinite values are refused; of a data set when a batch with some comes.
       targets: must there be a y, may there be one, or is it left out.
+      endless: a data set may have no end: whoever reads it counts the batches.
 
     Raises:
       ValueError: it is none of the forms, empty or endless, of several lengths, without the targets, or does not fit.
@@ -51,7 +53,7 @@ def read(data: Any, model: Any = None, *, name: str = "data", finite: bool = Fal
     """
     form = _Form(inputs_of(model), name, targets, finite)
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
-        return Stream(data, form)
+        return Stream(data, form, endless=endless)
     require(data is not None and not isinstance(data, str | bytes | bool | int | float | set) and not callable(data),
             f"`{name}` must be arrays or a data set", do=_FORMS, **{name: data})
     require(not hasattr(data, "__next__") and (hasattr(data, "shape") or isinstance(data, list | tuple | dict)),
@@ -200,11 +202,11 @@ class Stream:
 
     length = x = y = sample_weight = None
 
-    def __init__(self, data, form):
-        self.source, self.form = data, form
+    def __init__(self, data, form, *, endless=False):
+        self.source, self.form, self.ended = data, form, False
         size = data.cardinality() if isinstance(data, tf.data.Dataset) else data.num_batches
         size = tf.data.INFINITE_CARDINALITY if size is None else int(size)
-        require(size != tf.data.INFINITE_CARDINALITY, f"`{form.name}` must end", **{form.name: data},
+        require(endless or size != tf.data.INFINITE_CARDINALITY, f"`{form.name}` must end", **{form.name: data},
                 do="Leave `repeat` out, or use `take(n)`.")
         require(size, f"`{form.name}` must hold at least one batch", **{form.name: data})
         self.batches_known = size if size > 0 else None
@@ -238,7 +240,8 @@ class Stream:
     def _elements(self):
         if isinstance(self.source, tf.data.Dataset):
             return self.source.as_numpy_iterator()
-        return (_converted(self.source[i], self.form, top=True) for i in range(self.batches_known))
+        numbers = itertools.count() if self.batches_known is None else range(self.batches_known)
+        return (_converted(self.source[i], self.form, top=True) for i in numbers)
 
     def head(self, examples: int) -> Arrays:
         """The first examples, in memory."""
@@ -260,9 +263,21 @@ class Stream:
             return self.source.map(lambda *element: self._arranged(element[0] if len(element) == 1 else element))
         first = in_tuples(_trimmed(next(self.batches())))
         signature = keras.tree.map_structure(lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), first)
-        made = tf.data.Dataset.from_generator(lambda: map(in_tuples, map(_trimmed, self.batches())),
-                                              output_signature=signature)
-        return made.apply(tf.data.experimental.assert_cardinality(self.batches_known))
+        made = tf.data.Dataset.from_generator(self._epoch, output_signature=signature)
+        return made.apply(tf.data.experimental.assert_cardinality(
+            tf.data.INFINITE_CARDINALITY if self.batches_known is None else self.batches_known))
+
+    def _epoch(self):
+        """The batches of a PyDataset, which is told when epochs begin and end, as in `fit`.
+
+        The end is told before the next epoch: who counts the batches does not ask for one more.
+        """
+        if self.ended:
+            self.source.on_epoch_end()
+        self.source.on_epoch_begin()
+        for number, parts in enumerate(self.batches(), 1):
+            self.ended = number == self.batches_known
+            yield in_tuples(_trimmed(parts))
 
     def fit_arguments(self, batch_size: int | None = None) -> dict[str, Any]:
         """Keyword arguments of `fit` and `evaluate`."""

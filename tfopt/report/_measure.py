@@ -1,7 +1,7 @@
 """What is measured of a model, and how."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _data, _models
@@ -193,6 +193,21 @@ def outputs_on(models: dict[str, Measured], data: Data, caller: str) -> tuple[di
         subjects, source = _opened(models, data, caller, stack)
         outputs, labels = _quality.collected(subjects, source)
     return subjects, outputs, labels
+
+
+def watch(model: keras.Model, data: Data, caller: str) -> Callable[[], tuple[dict, dict, dict]]:
+    """`() -> outputs_on({"": model}, data)` of a model that goes on training: its graph is traced once."""
+    with contextlib.ExitStack() as stack:
+        subjects, source = _opened({"": model}, data, caller, stack)
+
+    def look():
+        with contextlib.ExitStack() as stack:
+            for subject in subjects.values():
+                stack.enter_context(subject.unchanged())
+            outputs, labels = _quality.collected(subjects, source)
+        return subjects, outputs, labels
+
+    return look
 
 
 def sample_of_model(model: Measured, data: Data, caller: str, output: str | None = None) -> Sample:

@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, Unpack
 
 import pandas as pd
 
@@ -25,20 +26,21 @@ from .._check import (
     checked,
     require,
 )
-from .._keras import fresh_names, keras, seeded, tf
+from .._keras import fresh_names, keras, seeded
 from .._tables import Frame
 from .._typing import PathLike, Verbose
-from . import _figures, _oracles, _processes, _service, _trial
+from . import _figures, _inputs, _oracles, _processes, _service, _trial
+from ._folds import split
 from ._oracles import keras_tuner
+from ._scores import FACTS, Scorer, measure_of, objectives_of
 from ._study import Study, front, ranked, trials_of
 
-LESS = ("loss", "error", "mse", "mae", "rmse", "mape", "entropy", "divergence", "perplexity", "deviance")
+Objective: TypeAlias = str | Callable[[Any, Any], float]
 BUILD = Rule("a function of `hp` or a keras_tuner.HyperModel",
              lambda value: not isinstance(value, keras.Model) and callable(getattr(value, "build", value)))
 CALLBACKS = Rule("a function of `hp` that returns new callbacks for each trial", callable)
 OBJECTIVE = Rule("a name, (name, 'min' or 'max'), or a list of them, not empty",
                  lambda value: (isinstance(value, str | list | tuple) and bool(value)) or hasattr(value, "direction"))
-MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "dice", "r2", "score", "similarity")
 
 
 class Search:
@@ -50,22 +52,25 @@ class Search:
     that is a hash of (seed, n), so the resumed study has the trials and scores of one that was never interrupted.
 
     Rules: the score of a trial is that of its best epoch, whose weights are kept. A score that is not finite fails the
-    trial. Limits are checked before training, and a rejected model does not count. With `folds` the score is the mean
-    over the folds; a trial that in two folds or more is worse than the best trial in its worst fold is stopped.
+    trial. A model that is rejected before training does not count. With `folds` or `executions` the score is the mean
+    over them; a trial that in two folds or more is worse than the best trial in its worst fold is stopped.
 
     `build` may choose `batch_size` and `epochs` through `hp` (parameters of these names are what `run` trains with),
     and `train` may be a function of `hp` (augmentation). `hp.steps()` are the optimizer steps of the trial.
 
     Args:
       build: `hp -> compiled model`, `hp` a keras_tuner.HyperParameters; or a keras_tuner.HyperModel.
-      objective: name in the logs of training (`"val_accuracy"`), or `(name, "min" or "max")`; or one of what is
-        measured: "params", "macs", "bytes", "gzip", "latency_ms". A list of them asks for a Pareto front; then the
-        first one that training reports chooses the epoch.
+      objective: name in the logs of training (`"val_accuracy"`), or `(name, "min" or "max")`; or `"val_"` and a measure
+        of `report.compare` (`"val_f1_macro"`; of several outputs `"val_<output>_f1_macro"`), or `(function of (y,
+        outputs), "min" or "max")`, on the validation data after each epoch, without weights; or a fact of the model:
+        "params", "macs", "bytes", "gzip", "latency_ms". A list of them asks for a Pareto front; then the first one
+        that is no fact chooses the epoch.
       algorithm: "tpe" (Optuna), "random", "grid", "bayesian" or "hyperband" (KerasTuner); for several objectives "tpe",
         "random" or "grid". Hyperband trains what it promotes anew with more epochs.
       max_trials: trials that count, >= 1. May be raised later: the study goes on.
       directory: of this study alone; on several machines one that all of them see.
-      limits: {"params", "macs", "bytes", "gzip" or "latency_ms": the most that is allowed}.
+      limits: {fact of the model: the most that is allowed}, checked before training; {"val_" and a measure: the most,
+        or where more is better the least}, in the best epoch.
       folds: None, or K >= 2 for cross-validation inside each trial; then `run` takes arrays and no `val`.
       seed: whole number >= 0; other seeds share no points.
       keep_weights: of how many trials the weights stay on the disk, >= 1.
@@ -96,12 +101,13 @@ class Search:
              directory=PATH, limits=DictOf(Number(above=0)), folds=Whole(low=2), seed=Whole(low=0),
              keep_weights=Whole(low=1))
     def __init__(self, build: Callable[[Any], keras.Model] | keras_tuner.HyperModel,
-                 objective: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, algorithm: str = "tpe",
-                 max_trials: int, directory: PathLike, limits: dict[str, float] | None = None,
+                 objective: str | tuple[Objective, str] | Sequence[str | tuple[Objective, str]], *,
+                 algorithm: str = "tpe", max_trials: int, directory: PathLike, limits: dict[str, float] | None = None,
                  folds: int | None = None, seed: int = 0, keep_weights: int = 3):
         self.build: Callable[[Any], keras.Model] | keras_tuner.HyperModel = build
         self.directory: pathlib.Path = pathlib.Path(directory).resolve()
-        self.objectives: dict[str, str] = objectives_of(objective)
+        self.objectives: dict[str, str]
+        self.objectives, self._functions = objectives_of(objective)
         self.algorithm: str = algorithm
         self.limits: dict[str, float] = limits or {}
         self.max_trials: int = max_trials
@@ -111,19 +117,21 @@ class Search:
         require(len(self.objectives) == 1 or algorithm in ("tpe", "random", "grid"),
                 "several objectives need algorithm 'tpe', 'random' or 'grid'", algorithm=algorithm,
                 objectives=list(self.objectives))
-        require(any(name not in _trial.MEASURED for name in self.objectives),
+        require(any(name not in FACTS for name in self.objectives),
                 "one objective must be a log of training, which chooses the epoch", objective=objective,
                 do='Pass a list such as ["val_accuracy", "bytes"].')
-        require(set(self.limits) <= set(_trial.MEASURED), f"`limits` knows {', '.join(_trial.MEASURED)}", limits=limits)
+        require(all(name in FACTS or measure_of(name) for name in self.limits),
+                f"`limits` knows {', '.join(FACTS)}, and measures of report.compare with val_ before", limits=limits)
         if algorithm == "tpe":
             _oracles.optuna_or_refuse()
         if algorithm == "bayesian":
             _oracles.scikit_or_refuse()
 
-    @checked(epochs=EPOCHS, batch_size=BATCH_SIZE, callbacks=CALLBACKS, isolate=FLAG, verbose=VERBOSE)
-    def run(self, train: Any, val: Any = None, *, epochs: int = 10, batch_size: int = 32,
+    @checked(epochs=EPOCHS, batch_size=BATCH_SIZE, executions=Whole(low=1), callbacks=CALLBACKS, isolate=FLAG,
+             verbose=VERBOSE)
+    def run(self, train: Any, val: Any = None, *, epochs: int = 10, batch_size: int = 32, executions: int = 1,
             callbacks: Callable[[Any], list[keras.callbacks.Callback]] | None = None, isolate: bool = False,
-            verbose: Verbose = "auto") -> "Search":
+            verbose: Verbose = "auto", **fit: Unpack[_inputs.FitArguments]) -> "Search":
         """Searches until `max_trials` have ended; goes on where an earlier call stopped.
 
         In a process that `python -m tfopt.distribute --search` started as a worker, this trains what the chief lends
@@ -132,21 +140,31 @@ class Search:
         Args:
           train: `(x, y)` or `(x, y, sample_weight)` arrays, shuffled by (seed, epoch); or a tf.data.Dataset or
             keras.utils.PyDataset of batches, which is taken as it is and should yield the same each time; or `hp ->`
-            one of them.
-          val: the same for validation; None only if the objective needs none, and with `folds`.
+            one of them, or `hp -> generator` of batches, called anew for each epoch.
+          val: the same for validation; None only if the objective needs none, and with `folds` or `validation_split`.
           epochs: of a trial, unless `hp` has an "epochs"; for Hyperband the most.
           batch_size: of arrays, unless `hp` has a "batch_size".
+          executions: how often a trial is trained, >= 1, with seeds of their own, the first with that of a single one;
+            scores are means, with their standard deviation in `frame`.
           callbacks: `hp -> list of new Keras callbacks`, such as early stopping.
           isolate: each trial in a process of its own that runs this script up to here: memory comes back, a crash is
             one failed trial; costs an import of TensorFlow a trial.
           verbose: 0 is silent, all others write a line for each trial.
+          **fit: of Keras' `fit`: `validation_split`, the share of arrays, their last rows, to validate on;
+            `class_weight`, {class: weight}; `steps_per_epoch`, for data without an end (of a generator the first
+            batches of each pass).
         Returns:
           The search itself.
         Raises:
           ValueError, RuntimeError: see the class.
         """
-        self._require_data(train, val)
-        task = self._task(train, val, epochs, batch_size, callbacks)
+        known = [name for name in inspect.signature(self.run).parameters if name != "fit"]
+        given = _inputs.fit_arguments(fit, known)
+        self._require_data(train, val, given)
+        require(executions == 1 or not self.folds, "a trial has `folds` or `executions`", folds=self.folds,
+                executions=executions)
+        task = self._task(train=train, val=val, epochs=epochs, batch_size=batch_size, executions=executions,
+                          callbacks=callbacks, fit_arguments=given)
         role, child_of = _service.role(), os.environ.get(_processes.ISOLATED)
         if child_of not in (None, str(self.directory)):
             _processes.require_finished(self.directory, self._trials(), child_of)
@@ -160,7 +178,7 @@ class Search:
             sys.exit(0)
         identity = {"version": 1, "algorithm": self.algorithm, "limits": self.limits, "folds": self.folds,
                     "objectives": [list(item) for item in self.objectives.items()], "seed": self.seed,
-                    "epochs": task.epochs, "batch_size": task.batch_size}
+                    "epochs": task.epochs, "batch_size": task.batch_size, **_identity_of(task)}
         study = Study(self.directory, identity, self.objectives, max_trials=self.max_trials,
                       keep_weights=self.keep_weights, space=lambda: first_look(task))
         with contextlib.ExitStack() as stack:
@@ -195,8 +213,8 @@ class Search:
           rank: 0 for the best trial, 1 for the next; below `keep_weights`. With several objectives the front comes
             first, in the order of the first objective.
         Returns:
-          The compiled model; with `folds` the list of the models of the folds, whose mean was reported
-          (`average.outputs` makes one of them).
+          The compiled model, of several `executions` that of the best one; with `folds` the list of the models of the
+          folds, whose mean was reported (`average.outputs` makes one of them).
         Raises:
           ValueError: there is no such trial, or its file is not as it was written.
         """
@@ -204,10 +222,12 @@ class Search:
         require(rank < min(len(order), self.keep_weights),
                 "`rank` must name a trial that was kept", rank=rank, completed=len(order),
                 keep_weights=self.keep_weights)
-        trial = order[rank]
-        task = self._task()
-        models = [task.best(trial, fold) for fold in (range(self.folds) if self.folds else [None])]
-        return models if self.folds else models[0]
+        trial, task = order[rank], self._task()
+        if self.folds:
+            return [task.best(trial, run) for run in task.runs]
+        scores = [value if self.objectives[task.watched[0]] == "max" else -value for value in trial.runs]
+        best = scores.index(max(scores)) if scores else 0
+        return task.best(trial, f"execution-{best}" if best else None)
 
     def pareto(self) -> pd.DataFrame:
         """The lines of `frame` that no other beats: as good in all objectives and better in one."""
@@ -248,9 +268,9 @@ class Search:
         return (f"Search({' and '.join(f'{way} {name}' for name, way in self.objectives.items())}, {self.algorithm}, "
                 f"{done} of {self.max_trials} trials completed, {str(self.directory)!r})")
 
-    def _task(self, train=None, val=None, epochs=1, batch_size=1, callbacks=None):
-        return _trial.Task(self.build, train, val, self.objectives, epochs, batch_size, callbacks, self.limits,
-                           self.folds, self.seed, self.directory)
+    def _task(self, **given):
+        return _trial.Task(self.build, self.objectives, self._functions, self.limits, self.folds, self.seed,
+                           self.directory, **given)
 
     def _trials(self):
         return list(trials_of(_files.read_lines(self.directory / "record.jsonl")[0]).values())
@@ -258,42 +278,38 @@ class Search:
     def _ranked(self):
         return ranked({trial.number: trial for trial in self._trials()}, self.objectives)
 
-    def _require_data(self, train, val):
-        needed = [name for name in self.objectives if name.startswith("val_")]
-        require(not self.folds or val is None, "with `folds` a search takes no `val`", val=type(val).__name__,
-                do="Leave it out: each fold is validated on in its turn.")
-        require(self.folds or val is not None or not needed, "this objective needs validation data", objective=needed,
-                do="Pass `val`, or `folds`.")
+    def _require_data(self, train, val, given):
+        share = given.get("validation_split")
+        needed = [name for name in [*self.objectives, *self.limits] if name.startswith("val_")]
+        for name, value in (("folds", self.folds), ("validation_split", share)):
+            require(not value or val is None, f"with `{name}` a search takes no `val`", val=type(val).__name__,
+                    do="Leave it out: the rows for validation come from `train`.")
+        require(not self.folds or not share, "a search has `folds` or a `validation_split`", folds=self.folds,
+                validation_split=share)
+        require(self.folds or share or val is not None or not needed, "this objective needs validation data",
+                objective=needed, do="Pass `val`, or `folds`.")
         for name, data in (("train", train), ("val", val)):
-            if data is not None and not (callable(data) and not isinstance(data, tf.data.Dataset)):
-                given = _data.read(data, name=name)
-                require(not self.folds or (isinstance(given, _data.Arrays) and given.y is not None),
-                        "with `folds` a search takes arrays (x, y)", train=type(train).__name__,
-                        do="Pass arrays: the rows are dealt out to the folds.")
+            if data is None or _inputs.is_function(data):
+                continue
+            found = _data.read(data, name=name, endless=name == "train" and "steps_per_epoch" in given)
+            arrays = isinstance(found, _data.Arrays)
+            require(not self.folds or (arrays and found.y is not None),
+                    "with `folds` a search takes arrays (x, y)", train=type(train).__name__,
+                    do="Pass arrays: the rows are dealt out to the folds.")
+            require(name != "train" or "class_weight" not in given or not arrays or found.sample_weight is None,
+                    "Keras takes `class_weight` or a sample_weight, not both", class_weight=given.get("class_weight"),
+                    do="Multiply them into the sample_weight.")
+            if name == "train" and share:
+                _inputs.split_off(found, share)
 
 
-def objectives_of(objective):
-    """{name: "min" or "max"} of what the user calls an objective.
-
-    Example:
-      >>> objectives_of(["val_accuracy", ("val_money", "max"), "bytes"])
-      {'val_accuracy': 'max', 'val_money': 'max', 'bytes': 'min'}
-    """
-    if isinstance(objective, tuple) and len(objective) == 2 and isinstance(objective[1], str) and (
-            objective[1] in ("min", "max")):
-        objective = [objective]
-    found = {}
-    for one in objective if isinstance(objective, list | tuple) else [objective]:
-        name, way = one if isinstance(one, tuple) else (getattr(one, "name", one), getattr(one, "direction", None))
-        require(isinstance(name, str), "an objective must be a name or (name, 'min' or 'max')", objective=objective,
-                error=TypeError)
-        less, more = (any(part in name.lower() for part in parts) for parts in (LESS, MORE))
-        way = way or ("min" if name in _trial.MEASURED or less else "max" if more else None)
-        require(way in ("min", "max"), "it must be known which way an objective is better", objective=name,
-                do=f'Pass ("{name}", "min") or ("{name}", "max").')
-        found[name] = way
-    require(found, "a search needs an objective", objective=objective)
-    return found
+def _identity_of(task):
+    """What else belongs to a study, as JSON; what is left out does not stand in it."""
+    given = dict(task.fit_arguments)
+    if "class_weight" in given:
+        given["class_weight"] = {str(label): weight for label, weight in given["class_weight"].items()}
+    return {**({"executions": task.executions} if task.executions > 1 else {}),
+            **({"fit_arguments": given} if given else {})}
 
 
 def first_look(task):
@@ -303,7 +319,7 @@ def first_look(task):
 
         def build(hp):
             hp.count = lambda hp: 1000
-            if callable(task.train) and not isinstance(task.train, tf.data.Dataset):
+            if _inputs.is_function(task.train):
                 task.train(hp)                                       # may choose too
             built.append((hp, task.model(hp)))
 
@@ -314,15 +330,22 @@ def first_look(task):
 
 
 def require_objective(task, hp, model):
-    hp.count = functools.partial(task.steps_of, train=task.data("train", hp))
-    batch = _trial.batches_of(task.data("train", hp, model), task.batch_of(hp), 0).take(1)
-    task.data("val", hp, model)
+    hp.count = functools.partial(task.steps_of, train=task.parts(hp)[0])
+    train, val = task.parts(hp, model)
+    batch = _inputs.batches_of(train, task.batch_of(hp), 0).take(1)
     model.run_eagerly = True                                         # one step is not worth a graph
-    logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False).history)
-    names = [*logs, *(f"val_{name}" for name in logs if task.val is not None or task.folds)]
-    missing = [name for name in task.objectives if name not in names and name not in _trial.MEASURED]
+    logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False,
+                          class_weight=task.fit_arguments.get("class_weight")).history)
+    if task.folds:
+        val = train.rows(split(train.y, task.folds, task.seed)[0][1])
+    names = [*logs, *(f"val_{name}" for name in logs if val is not None)]
+    missing = [name for name in {**task.objectives, **task.limits} if name not in names and name not in FACTS]
     if missing and task.val is not None:
         names += [f"val_{name}" for name in model.evaluate(batch, verbose=0, return_dict=True)]
         missing = [name for name in missing if name not in names]
+    if computed := {name: task.wanted[name] for name in missing if name in task.wanted}:
+        Scorer(computed, val)(model)                                 # refuses what does not fit the model or the data
+    missing = [name for name in missing if name not in computed]
     require(not missing, "tune.Search: an objective must be among the logs of training", objective=missing, logs=names,
-            measured=list(_trial.MEASURED), do="Compile the model with that metric, or choose one of these.")
+            measured=list(FACTS), do="Compile the model with that metric, or choose one of these, or a measure of "
+                                     "report.compare with val_ before it.")

@@ -11,7 +11,7 @@ from .._check import require
 from . import _oracles
 
 STATUSES = ("completed", "stopped", "failed", "rejected")      # of a trial that ended
-RESULT = {"status": str, "scores": dict, "spread": dict, "folds": list, "facts": dict, "epoch": int | None,
+RESULT = {"status": str, "scores": dict, "spread": dict, "runs": list, "facts": dict, "epoch": int | None,
           "seconds": int | float, "message": str, "values": dict, "space": list}    # what a trial's result may hold
 IN_A_ROW = 100                                          # rejected draws after which there is nothing to be found
 
@@ -26,10 +26,10 @@ class Trial:
 
     number: int
     values: dict
-    status: str = "running"                             # completed, stopped (bad folds), failed, rejected (limits)
+    status: str = "running"                             # completed, stopped (early), failed, rejected (limits)
     scores: dict = dataclasses.field(default_factory=dict)       # {objective: value}
-    spread: dict = dataclasses.field(default_factory=dict)       # {objective: standard deviation over the folds}
-    folds: list = dataclasses.field(default_factory=list)        # the first objective, fold by fold
+    spread: dict = dataclasses.field(default_factory=dict)       # {objective: standard deviation over the runs}
+    runs: list = dataclasses.field(default_factory=list)         # the first objective, in each fold or execution
     facts: dict = dataclasses.field(default_factory=dict)        # what was measured of the model
     epoch: int | None = None                            # of the best score, from 0
     seconds: float = 0.
@@ -117,8 +117,8 @@ class Study:
         if recorded is None:
             self._append({"kind": "study", **identity})
             return
-        other = {key: f"{now!r}, recorded {recorded.get(key)!r}" for key, now in identity.items()
-                 if recorded.get(key) != now}
+        other = {key: f"{identity.get(key)!r}, recorded {recorded.get(key)!r}" for key in {**recorded, **identity}
+                 if key != "kind" and recorded.get(key) != identity.get(key)}
         require(not other, "tune.Search: a directory holds one study, and this is another one's",
                 directory=str(self.directory), **other, do="Choose another directory, or ask for what is recorded.")
 
@@ -153,7 +153,8 @@ class Study:
 
     @property
     def counted(self):
-        return sum(trial.status != "rejected" for trial in self.trials.values())
+        """Trials that count: what was rejected before it was trained does not."""
+        return sum(trial.status != "rejected" or bool(trial.scores) for trial in self.trials.values())
 
     def next(self):
         """The trial to run now, "wait" for another one's end, or None: no more are started."""
@@ -190,7 +191,7 @@ class Study:
     def best_folds(self):
         """The folds of the best trial so far."""
         order = ranked(self.trials, self.objectives)
-        return order[0].folds if order else []
+        return order[0].runs if order else []
 
     def clean(self):
         """Leaves on the disk what running trials need and the weights of the best."""

@@ -10,17 +10,16 @@ import traceback
 
 import numpy as np
 
-from .. import _data, _files, data
+from .. import _files
 from .._check import require
-from .._keras import Fit, fresh_names, keras, seeded, tf
+from .._keras import Fit, fresh_names, keras, seeded
 from ..callbacks import Resume
 from ..report._measure import facts_of
-from . import _oracles
+from . import _inputs, _oracles
 from ._checkpoint import Best, Checkpoint, build, finite, inputs_of, plain, require_finite
 from ._folds import is_bad, require_model, split
+from ._scores import FACTS, Measured, Scorer, beyond, wanted
 from ._study import StorageError
-
-MEASURED = {"params": "parameters", "macs": "macs", "bytes": "bytes", "gzip": "gzip", "latency_ms": "latency_ms"}
 
 
 class TooLargeError(Exception):
@@ -57,24 +56,32 @@ class Restart(Resume):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all trials of a search share."""
+    """What all trials of a search share; without data for those who only ask for models."""
 
     build: object
-    train: object
-    val: object
     objectives: dict
-    epochs: int
-    batch_size: int
-    callbacks: object
+    functions: dict                                      # {objective: function of (y, outputs)}
     limits: dict
     folds: int | None
     seed: int
     directory: pathlib.Path
+    train: object = None
+    val: object = None
+    epochs: int = 1
+    batch_size: int = 1
+    executions: int = 1
+    callbacks: object = None
+    fit_arguments: dict = dataclasses.field(default_factory=dict)        # see `_inputs.FitArguments`
 
     @functools.cached_property
     def watched(self):
         """The first objective that training reports: it chooses the epoch."""
-        return next((name, way) for name, way in self.objectives.items() if name not in MEASURED)
+        return next((name, way) for name, way in self.objectives.items() if name not in FACTS)
+
+    @functools.cached_property
+    def wanted(self):
+        """{log: what computes it, if training does not report it}."""
+        return wanted([*self.objectives, *self.limits], self.functions)
 
     def model(self, hp):
         build = self.build.build if hasattr(self.build, "build") else self.build
@@ -89,22 +96,31 @@ class Task:
         fit = functools.partial(self.build.fit, hp, model) if self.fits_itself else model.fit
         return fit(*args, **kwargs)
 
-    def data(self, which, hp, model=None):
-        """Training or validation data as the user means them for these values; `model`: whose inputs they must fit."""
-        given = getattr(self, which)
-        given = given(hp) if callable(given) and not isinstance(given, tf.data.Dataset) else given
-        return None if given is None else _data.read(given, model, name=which)
+    def parts(self, hp, model=None):
+        """(training data, validation data or None) for these values; `model`: whose inputs they must fit."""
+        endless, share = "steps_per_epoch" in self.fit_arguments, self.fit_arguments.get("validation_split")
+        train = _inputs.read(self.train, hp, model, "train", endless=endless)
+        if share:
+            return _inputs.split_off(train, share)
+        return train, _inputs.read(self.val, hp, model, "val", endless=False)
 
-    def checkpoint(self, number, fold=None):
-        """Where the weights of a trial, or of one of its folds, are."""
+    @property
+    def runs(self):
+        """Names of the folders of the trainings that make a trial; None stands for the trial's own."""
+        if self.folds:
+            return [f"fold-{fold}" for fold in range(self.folds)]
+        return [None, *(f"execution-{number}" for number in range(1, self.executions))]
+
+    def checkpoint(self, number, run=None):
+        """Where the weights of one training of a trial are."""
         folder, owner = f"trials/{number:06d}", f"tune.Search(seed={self.seed}), trial {number}"
-        if fold is not None:
-            folder, owner = f"{folder}/fold-{fold}", f"{owner}, fold {fold}"
+        if run is not None:
+            folder, owner = f"{folder}/{run}", f"{owner}, {run.replace('-', ' ')}"
         return Checkpoint(_files.inside(self.directory, folder), owner)
 
-    def best(self, trial, fold):
+    def best(self, trial, run):
         """The model whose score was reported, with the weights of its best epoch."""
-        checkpoint = self.checkpoint(trial.number, fold)
+        checkpoint = self.checkpoint(trial.number, run)
         try:
             checkpoint.read()
         except ValueError as error:
@@ -135,7 +151,7 @@ class Task:
         """Optimizer steps of a whole trial, None if the data do not say."""
         if self.folds:
             train = train.head(train.length - train.length // self.folds)
-        batches = train.count(self.batch_of(hp))
+        batches = self.fit_arguments.get("steps_per_epoch") or train.count(self.batch_of(hp))
         return batches and batches * self.epochs_of(hp)
 
 
@@ -178,13 +194,13 @@ def frozen():
 
 
 def _run(task, job, hp, alive):
+    given, val = task.parts(hp)
     if task.folds is None:
-        train, val = task.data("train", hp), task.data("val", hp)
-        return _score(task, [_train(task, job, hp, None, train, val, alive)])
-    given, runs = task.data("train", hp), []
-    for fold, parts in enumerate(split(given.y, task.folds, task.seed)):
+        return _score(task, [_train(task, job, hp, run, given, val, alive) for run in task.runs])
+    runs = []
+    for run, parts in zip(task.runs, split(given.y, task.folds, task.seed), strict=True):
         train, val = map(given.rows, parts)
-        runs.append(_train(task, job, hp, fold, train, val, alive))
+        runs.append(_train(task, job, hp, run, train, val, alive))
         values = [note["logs"][task.watched[0]] for note, _ in runs]
         if len(values) < task.folds and is_bad(values, job["best_folds"], task.watched[1]):
             return {**_score(task, runs), "status": "stopped",
@@ -192,25 +208,26 @@ def _run(task, job, hp, alive):
     return _score(task, runs)
 
 
-def task_seed(task, job, *more):
+def task_seed(task, job, run=None):
     """What Hyperband promotes starts again from the weights it started from."""
     first = int(job["values"].get("tuner/trial_id", job["number"]))
+    kind, _, number = (run or "").partition("-")
+    more = {"": (), "fold": (int(number or 0),), "execution": (run,)}[kind]
     return _oracles.derived(task.seed, "trial", first, *more) % 2**31
 
 
-def _train(task, job, hp, fold, train, val, alive):
-    """(note of the best epoch, facts of the model) of one training: the trial, or one fold of it."""
-    seed = task_seed(task, job, *([] if fold is None else [fold]))
+def _train(task, job, hp, run, train, val, alive):
+    """(note of the best epoch, facts of the model) of one training: the trial, a fold or an execution of it."""
+    seed = task_seed(task, job, run)
     keras.utils.set_random_seed(seed)
-    hp.count = functools.partial(task.steps_of, train=train if fold is None else task.data("train", hp))
+    hp.count = functools.partial(task.steps_of, train=task.parts(hp)[0] if task.folds else train)
     model = task.model(hp)
-    batches = batches_of(train, task.batch_of(hp), seed)
-    build(model, lambda: example_of(batches))
+    batches = _inputs.batches_of(train, task.batch_of(hp), seed)
+    build(model, lambda: _inputs.example_of(batches))
     facts = measured(model, batches, {*task.limits, *task.objectives})
-    over = [f"{name} {facts[name]:,} > {limit:,}" for name, limit in task.limits.items() if facts[name] > limit]
-    if over:
+    if over := beyond(task.limits, facts):
         raise TooLargeError("; ".join(over))
-    checkpoint = task.checkpoint(job["number"], fold)
+    checkpoint = task.checkpoint(job["number"], run)
     checkpoint.open(job["values"])
     if not checkpoint.note.get("over"):
         _fit(task, hp, model, batches, val, checkpoint, alive)
@@ -220,14 +237,11 @@ def _train(task, job, hp, fold, train, val, alive):
 def _fit(task, hp, model, batches, val, checkpoint, alive):
     best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, own_fit=task.fits_itself)
     given = list(task.callbacks(hp)) if task.callbacks else []
-    scored, size = val, {}
-    if isinstance(val, _data.Arrays):
-        scored = (val.x, val.y) if val.sample_weight is None else (val.x, val.y, val.sample_weight)
-        size = {"validation_batch_size": 256}
-    elif val is not None:
-        scored = val.dataset()
-    result = task.fit(hp, model, batches, validation_data=scored, epochs=task.epochs_of(hp), verbose=0, shuffle=False,
-                      callbacks=[*given, best, Restart(checkpoint.folder / "resume")], **size)
+    if task.wanted and val is not None:
+        given.insert(0, Measured(Scorer(task.wanted, val)))
+    more = {name: value for name, value in task.fit_arguments.items() if name != "validation_split"}
+    result = task.fit(hp, model, batches, epochs=task.epochs_of(hp), verbose=0, shuffle=False, callbacks=[
+        *given, best, Restart(checkpoint.folder / "resume")], **_inputs.scored_on(val), **more)
     if task.fits_itself:
         logs = own_logs(result, task.watched[0], checkpoint.note)
         if logs is not None:                                         # it scored the model as it is now
@@ -252,42 +266,35 @@ def own_logs(result, objective, note):
 
 def _score(task, runs):
     notes, facts = [note for note, _ in runs], runs[0][1]
-    scores, spread = {}, {}
-    for name in task.objectives:
-        missing = name not in MEASURED and any(name not in note["logs"] for note in notes)
-        require(not missing, "an objective must be among the logs of training", objective=name,
-                logs=sorted(notes[0]["logs"]), error=KeyError)
-        values = [facts[name]] if name in MEASURED else [note["logs"][name] for note in notes]
-        scores[name] = float(np.mean(values))
-        if len(values) > 1:
-            spread[name] = float(np.std(values, ddof=1))
+    found = {name: _values(name, notes, facts) for name in [*task.objectives, *task.limits]}
+    scores = {name: float(np.mean(values)) for name, values in found.items()}
+    spread = {name: float(np.std(found[name], ddof=1)) for name in task.objectives if len(found[name]) > 1}
     require_finite(scores)
-    folds = [note["logs"][task.watched[0]] for note in notes] if task.folds else []
-    return {"status": "completed", "scores": scores, "spread": spread, "folds": folds, "facts": facts,
-            "epoch": notes[0]["epoch"] if not task.folds else None}
+    over = beyond({name: limit for name, limit in task.limits.items() if name not in FACTS}, scores)
+    return {"status": "rejected" if over else "completed", "message": "; ".join(over), "spread": spread,
+            "scores": {name: scores[name] for name in task.objectives}, "epoch": notes[0]["epoch"] if len(notes) == 1
+            else None, "runs": found[task.watched[0]] if len(notes) > 1 else [],
+            "facts": {**facts, **{name: scores[name] for name in task.limits if name not in FACTS}}}
 
 
-def batches_of(train, batch, seed):
-    """A data set as it is; arrays in an order that (seed, epoch) decides, which `Resume` brings back."""
-    if isinstance(train, _data.Arrays):
-        return data.arrays(train.x, train.y, batch, sample_weight=train.sample_weight, seed=seed)
-    return train.dataset()
-
-
-def example_of(batches):
-    """The inputs of the first example."""
-    element = next(iter(batches.take(1)))
-    return keras.tree.map_structure(lambda part: part[:1], element[0] if isinstance(element, tuple) else element)
+def _values(name, notes, facts):
+    """What a score is the mean of: one number a training, or a fact of the model."""
+    if name in FACTS:
+        return [facts[name]]
+    missing = any(name not in note["logs"] for note in notes)
+    require(not missing, "an objective must be among the logs of training", objective=name,
+            logs=sorted(notes[0]["logs"]), error=KeyError)
+    return [note["logs"][name] for note in notes]
 
 
 def measured(model, batches, wanted):
     """{name: number} of what limits and objectives ask about the model, and `params` in any case."""
     facts = {"params": sum(int(np.prod(w.shape)) for w in model.weights)}
-    wanted = {name for name in wanted if name in MEASURED} - {"params"}
+    wanted = {name for name in wanted if name in FACTS} - {"params"}
     if not wanted:
         return facts
-    found, uncounted = facts_of(model, example_of(batches), runs=50 if "latency_ms" in wanted else 0)
-    facts.update({name: found.get(MEASURED[name]) for name in wanted})
+    found, uncounted = facts_of(model, _inputs.example_of(batches), runs=50 if "latency_ms" in wanted else 0)
+    facts.update({name: found.get(FACTS[name]) for name in wanted})
     require(all(facts[name] is not None for name in wanted) and not ("macs" in wanted and uncounted),
             "tune.Search cannot measure what limits and objectives ask of this model", asked=sorted(wanted),
             model=type(model).__name__, not_counted=uncounted,
