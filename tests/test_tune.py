@@ -6,12 +6,13 @@ import math
 import keras
 import keras_tuner
 import numpy as np
+import optuna
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_iris
 
 from tfopt import tune
-from tfopt.tune import _figures, _folds, _oracles, _study
+from tfopt.tune import _folds, _importance, _oracles, _study
 from tfopt.tune._study import Trial
 
 ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
@@ -421,20 +422,54 @@ def test_the_front_is_ranked_before_what_it_beats():
 # The picture
 
 
-def test_importance_is_the_adjusted_share_of_variance():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 3, 300), rng.uniform(size=300)
-    import pandas as pd
-    shares = _figures.importance(pd.DataFrame({"a": a, "b": b}), a * 1.0 + rng.normal(size=300) * 0.1)
-    assert shares["a"] > 0.95
-    assert shares["b"] < 0.05
-    assert list(shares) == ["a", "b"]
+def branched(hp):
+    """"a" decides in the half where "kind" is "x", "b" in the other, where it matters less; "none" nowhere."""
+    kind, _ = hp.Choice("kind", ["x", "y"]), hp.Float("none", 0, 1)
+    with hp.conditional_scope("kind", ["x"]):
+        hp.Float("a", 0, 1)
+    with hp.conditional_scope("kind", ["y"]):
+        hp.Float("b", 1e-3, 1, sampling="log")
+    return kind
+
+
+def trials_on_record(count):
+    draw, trials = np.random.default_rng(0), []
+    for n in range(count):
+        kind, none, value = draw.choice(["x", "y"]), draw.uniform(), draw.uniform()
+        values = {"kind": str(kind), "none": none, **({"a": value} if kind == "x" else {"b": 10 ** (3 * value - 3)})}
+        trials.append(Trial(n, values, "completed", {"good": value if kind == "x" else .5 + .1 * value, "same": 1.}))
+    return trials
+
+
+def test_importance_is_that_of_optuna():
+    """Of a study of Optuna's own; a parameter that no score depends on has next to nothing."""
+    hp, trials, kind = keras_tuner.HyperParameters(), trials_on_record(100), optuna.distributions
+    branched(hp)
+    kinds = {"kind": kind.CategoricalDistribution([0, 1]), "none": kind.FloatDistribution(0, 1),
+             "a": kind.FloatDistribution(0, 1), "b": kind.FloatDistribution(1e-3, 1, log=True)}
+    study = optuna.create_study(direction="maximize")
+    for trial in trials:
+        values = {**trial.values, "kind": "xy".index(trial.values["kind"])}
+        study.add_trial(optuna.create_trial(value=trial.scores["good"], params=values,
+                                            distributions={name: kinds[name] for name in values}))
+    expected = optuna.importance.get_param_importances(study)
+    found = _importance.importance_of([*trials, Trial(100, {}, "failed")], hp, {"good": "max", "same": "min"})
+    assert list(found.index) == list(expected)
+    np.testing.assert_allclose(found.good, list(expected.values()), rtol=1e-12)
+    assert found.index[0] == "a"
+    assert found.good["none"] < .1 < found.good["a"]
+    assert (found.same == 0).all()
+    assert found.trials.to_dict() == {"kind": 100, "none": 100, "a": sum("a" in t.values for t in trials),
+                                      "b": sum("b" in t.values for t in trials)}
+    with pytest.raises(ValueError, match="importance needs two completed trials"):
+        _importance.importance_of(trials[:1], hp, {"good": "max"})
 
 
 @pytest.mark.slow
 def test_the_picture_shows_every_trial(tmp_path):
     found = run(tmp_path, Quick(), max_trials=4)
     figure = found.plot()
+    assert sorted(bar.get_width() for bar in figure.axes[1].patches) == sorted(found.importance().val_loss)
     assert [axes.get_title(loc="left") for axes in figure.axes][:2] == ["history", "importance"]
     assert len(figure.axes[0].collections[0].get_offsets()) == 4
     assert len(figure.axes[-1].collections[0].get_segments()) == 4

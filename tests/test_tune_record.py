@@ -97,6 +97,7 @@ def test_a_study_that_is_reopened_after_every_trial_takes_the_same_course(tmp_pa
         found = go_on(open_study(tmp_path / "parts", algorithm), 1)
     assert found == whole
     assert sum(status != "rejected" for _, _, status, _ in whole) == 12
+    assert all(("extra" in values) == (values.get("kind") == "b") for _, values, _, _ in whole)      # active ones alone
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -8,14 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from .._check import require
 from .._plots import BLUE, GRAY, INK, ORANGE, Figure, style, title
+from ._importance import shares
 from ._study import costs, front
-
-
-def importance_of(trials, objective):
-    """The Series that `Search.importance` promises."""
-    done = require_done(trials)
-    return pd.Series(importance(tunable(done), np.array([trial.scores[objective] for trial in done])),
-                     name="importance", dtype=float)
 
 
 def require_done(trials):
@@ -24,7 +18,7 @@ def require_done(trials):
     return done
 
 
-def draw(trials, objectives):
+def draw(trials, space, objectives):
     """The Figure that `Search.plot` promises."""
     done = require_done(trials)
     name, way = next(iter(objectives.items()))
@@ -35,7 +29,7 @@ def draw(trials, objectives):
     top = figure.subfigures(2, 1, height_ratios=[1, 1.05])
     panels = top[0].subplots(1, 3 if several else 2)
     history(panels[0], done, scores, name, way)
-    bars(panels[1], importance(values, scores), name)
+    bars(panels[1], shares(done, space, objectives)[name] if len(done) > 1 else pd.Series(dtype=float), name)
     if several:
         pareto(panels[2], done, objectives)
     for panel in panels:
@@ -51,32 +45,6 @@ def tunable(trials):
     return values[[column for column in values if values[column].nunique(dropna=False) > 1]]
 
 
-def importance(values, scores):
-    """{parameter: share of the variance of the scores that the means of its classes explain}, the largest first.
-
-        1 - (1 - eta^2) (n - 1) / (n - k),   eta^2 = sum_k n_k (mean_k - mean)^2 / sum (score - mean)^2
-
-    Example:
-      >>> importance(pd.DataFrame({"a": [1, 1, 2, 2], "b": [1, 2, 1, 2]}), np.array([0., 0., 1., 1.]))
-      {'a': 1.0, 'b': 0.0}
-    """
-    total, found = ((scores - scores.mean()) ** 2).sum(), {}
-    for column in values:
-        classes = classes_of(values[column])
-        means = pd.Series(scores).groupby(classes).transform("mean").to_numpy()
-        left = ((scores - means) ** 2).sum() / total if total else 1.
-        spare = len(scores) - len(set(classes))
-        found[column] = float(max(0., 1 - left * (len(scores) - 1) / spare)) if spare > 0 else 0.
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def classes_of(column):
-    """Up to four classes of equal size for numbers of many values, one for each value otherwise; -1 is "not there"."""
-    if pd.api.types.is_numeric_dtype(column) and column.nunique() > 4:
-        return pd.qcut(column, 4, labels=False, duplicates="drop").fillna(-1).astype(int).to_numpy()
-    return column.astype("category").cat.codes.to_numpy()
-
-
 def history(axes, trials, scores, name, way):
     numbers = [trial.number for trial in trials]
     best = np.maximum.accumulate(scores) if way == "max" else np.minimum.accumulate(scores)
@@ -90,12 +58,12 @@ def history(axes, trials, scores, name, way):
 
 
 def bars(axes, shares, name):
-    shares = dict(list(shares.items())[:10])
-    axes.barh(list(shares), list(shares.values()), color=BLUE, height=.6)
+    shares = shares.nlargest(10)
+    axes.barh(shares.index, shares, color=BLUE, height=.6)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     title(axes, "importance")
-    axes.set_xlabel(f"share of the variance of {name}")
+    axes.set_xlabel(f"share in reaching the best {name}")
 
 
 def pareto(axes, trials, objectives):

@@ -170,10 +170,7 @@ class Tpe(Replayed, keras_tuner.Oracle):
     def __init__(self, directions, **common):
         super().__init__(**common)
         self.optuna = optuna_or_refuse()
-        level = self.optuna.logging.get_verbosity()
-        self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
-        self.study = self.optuna.create_study(directions=[f"{way}imize" for way in directions])
-        self.optuna.logging.set_verbosity(level)
+        self.study = quiet_study(directions)
         self.asked = {}
 
     def populate_space(self, trial_id):
@@ -188,9 +185,8 @@ class Tpe(Replayed, keras_tuner.Oracle):
 
     def drawn(self, trial):
         if trial.trial_id not in self.asked:                                 # from the record, or a random point
-            values = trial.hyperparameters.values
-            active = [hp for hp in trial.hyperparameters.space if trial.hyperparameters.is_active(hp)]
-            self.study.enqueue_trial({key(hp): place(hp, values[hp.name]) for hp in active if tunable(hp)})
+            known = trial.hyperparameters
+            enqueue(self.study, [hp for hp in known.space if known.is_active(hp)], known.values)
             self.asked[trial.trial_id], _ = self._ask(0)
 
     def tell(self, number, scores, space):
@@ -213,6 +209,30 @@ class Tpe(Replayed, keras_tuner.Oracle):
                 if space.is_active(hp):
                     space.values[hp.name] = suggest(asked, hp) if tunable(hp) else hp.default
         return asked, space.values
+
+
+def quiet_study(directions):
+    """An Optuna study in memory that does not say that it was made."""
+    optuna = optuna_or_refuse()
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=[f"{way}imize" for way in directions])
+    optuna.logging.set_verbosity(level)
+    return study
+
+
+def enqueue(study, active, values):
+    """The next trial that is asked for has these values."""
+    study.enqueue_trial({key(hp): place(hp, values[hp.name]) for hp in active if tunable(hp)})
+
+
+def asked_for(study, active, values):
+    """A trial of an Optuna study with these values."""
+    enqueue(study, active, values)
+    asked = study.ask()
+    for hp in active:
+        suggest(asked, hp)
+    return asked
 
 
 def optuna_or_refuse():

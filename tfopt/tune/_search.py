@@ -31,9 +31,10 @@ from .._tables import Frame
 from .._typing import PathLike, Verbose
 from . import _figures, _inputs, _oracles, _processes, _service, _trial
 from ._folds import split
+from ._importance import importance_of
 from ._oracles import keras_tuner
 from ._scores import FACTS, Scorer, measure_of, objectives_of
-from ._study import Study, front, ranked, trials_of
+from ._study import Study, front, ranked, space_of, trials_of
 
 Objective: TypeAlias = str | Callable[[Any, Any], float]
 BUILD = Rule("a function of `hp` or a keras_tuner.HyperModel",
@@ -196,7 +197,10 @@ class Search:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A line for each trial: status, scores, values, facts of its model, epoch, seconds, message."""
+        """A line for each trial: status, scores, values, facts of its model, epoch, seconds, message.
+
+        A value is missing where the conditions of its parameter did not hold.
+        """
         objectives = list(self.objectives)
         rows = [{"trial": trial.number, "status": trial.status, **{name: trial.scores.get(name) for name in objectives},
                  **({f"{name} ±": value for name, value in trial.spread.items()}), **trial.values,
@@ -234,20 +238,22 @@ class Search:
         best = front(self._ranked(), self.objectives)
         return self.frame.loc[[trial.number for trial in best]]
 
-    def importance(self) -> pd.Series:
-        """How much of the variance of the score each parameter explains, the largest first.
+    def importance(self) -> pd.DataFrame:
+        """How much each parameter has to do with a trial being among the best: Optuna's PED-ANOVA.
 
-            1 - (1 - eta^2) (n - 1) / (n - k),   eta^2 = sum_k n_k (mean_k - mean)^2 / sum (score - mean)^2
-
-        k are up to four equally filled classes of the parameter's values: adjusted eta squared, at least 0. With
-        several objectives the score is the first one.
+        The best are a tenth of the completed trials, at least five and at most half; with fewer than some thirty trials
+        the shares say little. A parameter that only some trials had counts in those.
 
         Returns:
-          A pandas Series, parameter -> share in 0..1; parameters that never varied are left out.
+          A pandas table, a line for each parameter: its share for each objective, which add up to 1 (0 if all scores
+          are the same), and in how many trials it was. The largest of the first objective comes first.
         Raises:
-          ValueError: no trial has been completed yet.
+          ValueError: fewer than two trials have been completed.
+        Reference:
+          Watanabe et al., PED-ANOVA: efficiently quantifying hyperparameter importance in arbitrary subspaces, 2023,
+          https://arxiv.org/abs/2304.10255; for conditional parameters https://arxiv.org/abs/2601.20800
         """
-        return _figures.importance_of(self._trials(), next(iter(self.objectives)))
+        return importance_of(self._trials(), space_of(self._events()), self.objectives)
 
     @checked(path=PATH)
     def plot(self, path: PathLike | None = None) -> _plots.Figure:
@@ -260,7 +266,7 @@ class Search:
         Raises:
           ValueError: no trial has been completed yet.
         """
-        return _plots.save(_figures.draw(self._trials(), self.objectives), path)
+        return _plots.save(_figures.draw(self._trials(), space_of(self._events()), self.objectives), path)
 
     def __repr__(self) -> str:
         trials = self._trials()
@@ -272,8 +278,11 @@ class Search:
         return _trial.Task(self.build, self.objectives, self._functions, self.limits, self.folds, self.seed,
                            self.directory, **given)
 
+    def _events(self):
+        return _files.read_lines(self.directory / "record.jsonl")[0]
+
     def _trials(self):
-        return list(trials_of(_files.read_lines(self.directory / "record.jsonl")[0]).values())
+        return list(trials_of(self._events()).values())
 
     def _ranked(self):
         return ranked({trial.number: trial for trial in self._trials()}, self.objectives)

@@ -47,6 +47,12 @@ def trials_of(events):
     return dict(sorted(trials.items()))
 
 
+def space_of(events):
+    """The hyper-parameters that a record knows, those that trials came upon included."""
+    configs = [config for event in events if event["kind"] in ("space", "end") for config in event.get("space", [])]
+    return _oracles.space_from(configs)
+
+
 def ranked(trials, objectives):
     """The completed trials, the best first: by the first objective, or front by front if there are several."""
     done = [trial for trial in trials.values() if trial.status == "completed"]
