@@ -64,9 +64,9 @@ class Checkpoint:
         if old not in (None, new):
             old.unlink(missing_ok=True)
 
-    def finish(self):
-        """Notes that this training is over."""
-        self._write({**self.note, "over": True})
+    def finish(self, **course):
+        """Notes that this training is over, and what became of it."""
+        self._write({**self.note, "over": True, **course})
 
     def load(self, model):
         """Gives a model the weights, after building it if it has seen no data yet."""
@@ -89,13 +89,15 @@ class Best(keras.callbacks.Callback):
       name, way: of the objective, "min" or "max".
       inputs: what `inputs_of` says of the data.
       alive: called after each batch; raises when the trial belongs to another worker.
+      pruner: `curve -> is this training to be stopped`, or None.
       own_fit: the training is a `HyperModel.fit`, which may score itself after training and then says when it is over.
     """
 
-    def __init__(self, checkpoint, name, way, *, inputs, alive, own_fit=False):
+    def __init__(self, checkpoint, name, way, *, inputs, alive, pruner=None, own_fit=False):
         super().__init__()
         self.checkpoint, self.name, self.sign = checkpoint, name, 1 if way == "max" else -1
-        self.inputs, self.alive, self.own_fit = inputs, alive, own_fit
+        self.inputs, self.alive, self.pruner, self.own_fit = inputs, alive, pruner, own_fit
+        self.curve, self.pruned = [], False                          # plain data: `Resume` brings them back
 
     def on_train_batch_end(self, batch, logs=None):
         self.alive()
@@ -111,10 +113,20 @@ class Best(keras.callbacks.Callback):
         if note.get("epoch", -1) < epoch and (
                 "logs" not in note or self.sign * logs[self.name] > self.sign * note["logs"][self.name]):
             self.checkpoint.save(self.model, epoch, finite(logs), self.inputs)
+        if self.pruner:
+            self.curve.append(logs[self.name])
+            over = self.model.stop_training or epoch + 1 == (self.params or {}).get("epochs")
+            if self.pruner(self.curve) and not over:
+                self.pruned = self.model.stop_training = True
 
     def on_train_end(self, logs=None):
         if not self.own_fit:
-            self.checkpoint.finish()
+            self.checkpoint.finish(**self.course)
+
+    @property
+    def course(self):
+        """What a search that prunes notes of a training."""
+        return {"curve": self.curve, "pruned": self.pruned} if self.pruner else {}
 
 
 def plain(logs):

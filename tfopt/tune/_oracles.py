@@ -32,7 +32,8 @@ with warnings.catch_warnings():
     from keras_tuner.engine import hyperparameters as hps
     from keras_tuner.engine import trial as kt_trial
 
-ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband")
+PRUNED = ("tpe+median", "tpe+asha", "random+median", "random+asha")           # with a pruner of Optuna's
+ALGORITHMS = ("tpe", "random", "grid", "bayesian", "hyperband", *PRUNED)
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 
 
@@ -50,11 +51,12 @@ def oracle(algorithm, objectives, seed, epochs):
     """The oracle of an algorithm.
 
     Args:
-      algorithm: one of `ALGORITHMS`.
+      algorithm: one of `ALGORITHMS`; what stands after a plus is no matter of the oracle.
       objectives: {name: "min" or "max"}.
       seed: of the study.
       epochs: the most a trial may train; Hyperband divides them.
     """
+    algorithm = algorithm.partition("+")[0]
     first = keras_tuner.Objective(*next(iter(objectives.items())))
     common = dict(objective=first, seed=derived(seed) % 2**31 + 1, max_consecutive_failed_trials=2**62)
     if algorithm == "tpe":
@@ -112,8 +114,11 @@ class Replayed:
         self.drawn(trial)
         return dict(trial.hyperparameters.values)
 
-    def tell(self, number, scores, space):
-        """Trial `number` ended; `scores` in the order of the objectives, None if it failed or was rejected."""
+    def tell(self, number, scores, space, curve=()):
+        """Trial `number` ended; `scores` in the order of the objectives, None if it failed or was rejected.
+
+        `curve`: of a trial that was stopped early, its first objective epoch by epoch.
+        """
         name = name_of(number)
         fill(space)
         self.told = None if scores is None else scores[0]
@@ -145,7 +150,7 @@ class Bayesian(Replayed, keras_tuner.oracles.BayesianOptimizationOracle):
             return self._random_populate_space()                             # a point that is known brings nothing new
         return reply
 
-    def tell(self, number, scores, space):
+    def tell(self, number, scores, space, curve=()):
         """What failed or was rejected counts as the worst seen: left out, the same point would be drawn for ever."""
         known = [trial.score for trial in self.trials.values() if trial.status == COMPLETED]
         if scores is None and known:
@@ -156,7 +161,7 @@ class Bayesian(Replayed, keras_tuner.oracles.BayesianOptimizationOracle):
 class Hyperband(Replayed, keras_tuner.oracles.HyperbandOracle):
     has_state = True
 
-    def tell(self, number, scores, space):
+    def tell(self, number, scores, space, curve=()):
         """What failed or was rejected in the first round gives its place back."""
         super().tell(number, scores, space)
         if scores is None:
@@ -189,10 +194,12 @@ class Tpe(Replayed, keras_tuner.Oracle):
             enqueue(self.study, [hp for hp in known.space if known.is_active(hp)], known.values)
             self.asked[trial.trial_id], _ = self._ask(0)
 
-    def tell(self, number, scores, space):
+    def tell(self, number, scores, space, curve=()):
         """What failed or was rejected is told as pruned: TPE keeps away from such points."""
         asked = self.asked.pop(name_of(number))
-        if scores is None:
+        for epoch, value in enumerate(curve):
+            asked.report(value, epoch + 1)
+        if scores is None or curve:
             self.study.tell(asked, state=self.optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(asked, list(scores))
@@ -211,12 +218,12 @@ class Tpe(Replayed, keras_tuner.Oracle):
         return asked, space.values
 
 
-def quiet_study(directions):
+def quiet_study(directions, **given):
     """An Optuna study in memory that does not say that it was made."""
     optuna = optuna_or_refuse()
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=[f"{way}imize" for way in directions])
+    study = optuna.create_study(directions=[f"{way}imize" for way in directions], **given)
     optuna.logging.set_verbosity(level)
     return study
 
@@ -263,16 +270,20 @@ def key(hp):
     return hp.name if not hp.conditions else f"{hp.name} | {[c.get_config() for c in hp.conditions]}"
 
 
+def is_number(hp):
+    return isinstance(hp, hps.Float | hps.Int)
+
+
 def plain(hp):
     """Is it a range that Optuna knows as such."""
-    return isinstance(hp, hps.Float | hps.Int) and hp.step in (None, 1) and hp.sampling in ("linear", "log")
+    return is_number(hp) and hp.step in (None, 1) and hp.sampling in ("linear", "log")
 
 
 def suggest(asked, hp):
     if plain(hp):
         ask = asked.suggest_float if isinstance(hp, hps.Float) else asked.suggest_int
         return ask(key(hp), hp.min_value, hp.max_value, log=hp.sampling == "log")
-    if isinstance(hp, hps.Float | hps.Int) and hp.step is None:              # reverse_log
+    if is_number(hp) and hp.step is None:              # reverse_log
         return hp.prob_to_value(asked.suggest_float(key(hp), 0, 1))
     values = choices(hp)
     if getattr(hp, "ordered", True):
@@ -284,7 +295,7 @@ def place(hp, value):
     """What Optuna calls a value that `suggest` returned."""
     if plain(hp):
         return value
-    if isinstance(hp, hps.Float | hps.Int) and hp.step is None:
+    if is_number(hp) and hp.step is None:
         return hp.value_to_prob(value)
     return choices(hp).index(value)
 

@@ -29,7 +29,7 @@ from .._check import (
 from .._keras import fresh_names, keras, seeded
 from .._tables import Frame
 from .._typing import PathLike, Verbose
-from . import _figures, _inputs, _oracles, _processes, _service, _trial
+from . import _figures, _inputs, _oracles, _processes, _service, _tensorboard, _trial
 from ._folds import split
 from ._importance import importance_of
 from ._oracles import keras_tuner
@@ -67,7 +67,8 @@ class Search:
         "params", "macs", "bytes", "gzip", "latency_ms". A list of them asks for a Pareto front; then the first one
         that is no fact chooses the epoch.
       algorithm: "tpe" (Optuna), "random", "grid", "bayesian" or "hyperband" (KerasTuner); for several objectives "tpe",
-        "random" or "grid". Hyperband trains what it promotes anew with more epochs.
+        "random" or "grid". Hyperband trains what it promotes anew with more epochs. "tpe+median", "tpe+asha",
+        "random+median" and "random+asha" stop bad trials early, by Optuna's median rule or successive halving.
       max_trials: trials that count, >= 1. May be raised later: the study goes on.
       directory: of this study alone; on several machines one that all of them see.
       limits: {fact of the model: the most that is allowed}, checked before training; {"val_" and a measure: the most,
@@ -123,16 +124,18 @@ class Search:
                 do='Pass a list such as ["val_accuracy", "bytes"].')
         require(all(name in FACTS or measure_of(name) for name in self.limits),
                 f"`limits` knows {', '.join(FACTS)}, and measures of report.compare with val_ before", limits=limits)
-        if algorithm == "tpe":
+        require(not folds or algorithm not in _oracles.PRUNED, "with `folds` no algorithm prunes", algorithm=algorithm,
+                do="Folds stop bad trials themselves.")
+        if algorithm.startswith("tpe") or algorithm in _oracles.PRUNED:
             _oracles.optuna_or_refuse()
         if algorithm == "bayesian":
             _oracles.scikit_or_refuse()
 
-    @checked(epochs=EPOCHS, batch_size=BATCH_SIZE, executions=Whole(low=1), callbacks=CALLBACKS, isolate=FLAG,
-             verbose=VERBOSE)
+    @checked(epochs=EPOCHS, batch_size=BATCH_SIZE, executions=Whole(low=1), callbacks=CALLBACKS, logs=PATH,
+             isolate=FLAG, verbose=VERBOSE)
     def run(self, train: Any, val: Any = None, *, epochs: int = 10, batch_size: int = 32, executions: int = 1,
-            callbacks: Callable[[Any], list[keras.callbacks.Callback]] | None = None, isolate: bool = False,
-            verbose: Verbose = "auto", **fit: Unpack[_inputs.FitArguments]) -> "Search":
+            callbacks: Callable[[Any], list[keras.callbacks.Callback]] | None = None, logs: PathLike | None = None,
+            isolate: bool = False, verbose: Verbose = "auto", **fit: Unpack[_inputs.FitArguments]) -> "Search":
         """Searches until `max_trials` have ended; goes on where an earlier call stopped.
 
         In a process that `python -m tfopt.distribute --search` started as a worker, this trains what the chief lends
@@ -148,6 +151,7 @@ class Search:
           executions: how often a trial is trained, >= 1, with seeds of their own, the first with that of a single one;
             scores are means, with their standard deviation in `frame`.
           callbacks: `hp -> list of new Keras callbacks`, such as early stopping.
+          logs: folder of this study alone, for TensorBoard's HParams: values and scores of the trials that ended.
           isolate: each trial in a process of its own that runs this script up to here: memory comes back, a crash is
             one failed trial; costs an import of TensorFlow a trial.
           verbose: 0 is silent, all others write a line for each trial.
@@ -162,6 +166,8 @@ class Search:
         known = [name for name in inspect.signature(self.run).parameters if name != "fit"]
         given = _inputs.fit_arguments(fit, known)
         self._require_data(train, val, given)
+        require(executions == 1 or self.algorithm not in _oracles.PRUNED, "with `executions` no algorithm prunes",
+                algorithm=self.algorithm, executions=executions)
         require(executions == 1 or not self.folds, "a trial has `folds` or `executions`", folds=self.folds,
                 executions=executions)
         task = self._task(train=train, val=val, epochs=epochs, batch_size=batch_size, executions=executions,
@@ -184,8 +190,10 @@ class Search:
                       keep_weights=self.keep_weights, space=lambda: first_look(task))
         with contextlib.ExitStack() as stack:
             stack.callback(study.record.close)
-            if verbose:
-                study.heard = functools.partial(_processes.say, study)
+            heard = [functools.partial(_processes.say, study)] if verbose else []
+            if logs is not None:
+                heard.append(_tensorboard.Board(logs, study).add)
+            study.heard = lambda trial: [hear(trial) for hear in heard]
             if role:
                 _processes.distributed(study, self.directory, role[1])
             elif isolate:
@@ -275,8 +283,8 @@ class Search:
                 f"{done} of {self.max_trials} trials completed, {str(self.directory)!r})")
 
     def _task(self, **given):
-        return _trial.Task(self.build, self.objectives, self._functions, self.limits, self.folds, self.seed,
-                           self.directory, **given)
+        return _trial.Task(self.build, self.objectives, self.algorithm, self._functions, self.limits, self.folds,
+                           self.seed, self.directory, **given)
 
     def _events(self):
         return _files.read_lines(self.directory / "record.jsonl")[0]

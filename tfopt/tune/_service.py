@@ -195,7 +195,7 @@ class Chief:
         scores = result.get("scores", {})
         if result["status"] in ("completed", "stopped") and set(scores) != set(self.study.objectives):
             raise RefusedError(f"scores are those of {', '.join(self.study.objectives)}")
-        numbers = [*scores.values(), *result.get("spread", {}).values()]
+        numbers = [*scores.values(), *result.get("spread", {}).values(), *result.get("curve", ())]
         if not all(type(number) in (int, float) for number in numbers):
             raise RefusedError("scores are numbers")
         try:
@@ -211,6 +211,7 @@ def _refuse_constant(name):
 def job_of(study, number):
     """What a trial needs to know, as JSON."""
     return {"number": number, "values": study.trials[number].values, "best_folds": study.best_folds(),
+            "curves": study.curves(),
             "space": _oracles.space_config(study.oracle.hyperparameters)}
 
 

@@ -11,8 +11,9 @@ from .._check import require
 from . import _oracles
 
 STATUSES = ("completed", "stopped", "failed", "rejected")      # of a trial that ended
-RESULT = {"status": str, "scores": dict, "spread": dict, "runs": list, "facts": dict, "epoch": int | None,
-          "seconds": int | float, "message": str, "values": dict, "space": list}    # what a trial's result may hold
+# What a trial's result may hold.
+RESULT = {"status": str, "scores": dict, "spread": dict, "runs": list, "curve": list, "facts": dict,
+          "epoch": int | None, "seconds": int | float, "message": str, "values": dict, "space": list}
 IN_A_ROW = 100                                          # rejected draws after which there is nothing to be found
 
 
@@ -30,6 +31,7 @@ class Trial:
     scores: dict = dataclasses.field(default_factory=dict)       # {objective: value}
     spread: dict = dataclasses.field(default_factory=dict)       # {objective: standard deviation over the runs}
     runs: list = dataclasses.field(default_factory=list)         # the first objective, in each fold or execution
+    curve: list = dataclasses.field(default_factory=list)        # of a search that prunes: the same in each epoch
     facts: dict = dataclasses.field(default_factory=dict)        # what was measured of the model
     epoch: int | None = None                            # of the best score, from 0
     seconds: float = 0.
@@ -199,6 +201,10 @@ class Study:
         order = ranked(self.trials, self.objectives)
         return order[0].runs if order else []
 
+    def curves(self):
+        """[(was it trained to its end, curve)] of the trials that ended, of a search that prunes."""
+        return [(trial.status != "stopped", trial.curve) for trial in self.trials.values() if trial.curve]
+
     def clean(self):
         """Leaves on the disk what running trials need and the weights of the best."""
         keep = {trial.number for trial in self.running}
@@ -237,4 +243,5 @@ class Study:
         space = _oracles.space_from([*_oracles.space_config(self.oracle.hyperparameters), *new], trial.values)
         self.oracle.update_space(space)
         scored = trial.status in ("completed", "stopped")
-        self.oracle.tell(trial.number, [trial.scores[name] for name in self.objectives] if scored else None, space)
+        self.oracle.tell(trial.number, [trial.scores[name] for name in self.objectives] if scored else None, space,
+                         trial.curve if trial.status == "stopped" else [])

@@ -18,6 +18,7 @@ from ..report._measure import facts_of
 from . import _inputs, _oracles
 from ._checkpoint import Best, Checkpoint, build, finite, inputs_of, plain, require_finite
 from ._folds import is_bad, require_model, split
+from ._pruning import Pruner
 from ._scores import FACTS, Measured, Scorer, beyond, wanted
 from ._study import StorageError
 
@@ -60,6 +61,7 @@ class Task:
 
     build: object
     objectives: dict
+    algorithm: str
     functions: dict                                      # {objective: function of (y, outputs)}
     limits: dict
     folds: int | None
@@ -86,6 +88,11 @@ class Task:
     def model(self, hp):
         build = self.build.build if hasattr(self.build, "build") else self.build
         return require_model(build(hp), "tune.Search")
+
+    @property
+    def pruner(self):
+        """"median", "asha" or ""."""
+        return self.algorithm.partition("+")[2]
 
     @property
     def fits_itself(self):
@@ -230,23 +237,25 @@ def _train(task, job, hp, run, train, val, alive):
     checkpoint = task.checkpoint(job["number"], run)
     checkpoint.open(job["values"])
     if not checkpoint.note.get("over"):
-        _fit(task, hp, model, batches, val, checkpoint, alive)
+        pruner = Pruner(task.pruner, task.watched[1], job["curves"]) if task.pruner else None
+        best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, pruner=pruner,
+                    own_fit=task.fits_itself)
+        _fit(task, hp, model, batches, val, best)
     return checkpoint.note, facts
 
 
-def _fit(task, hp, model, batches, val, checkpoint, alive):
-    best = Best(checkpoint, *task.watched, inputs=inputs_of(batches), alive=alive, own_fit=task.fits_itself)
+def _fit(task, hp, model, batches, val, best):
     given = list(task.callbacks(hp)) if task.callbacks else []
     if task.wanted and val is not None:
         given.insert(0, Measured(Scorer(task.wanted, val)))
     more = {name: value for name, value in task.fit_arguments.items() if name != "validation_split"}
     result = task.fit(hp, model, batches, epochs=task.epochs_of(hp), verbose=0, shuffle=False, callbacks=[
-        *given, best, Restart(checkpoint.folder / "resume")], **_inputs.scored_on(val), **more)
+        *given, best, Restart(best.checkpoint.folder / "resume")], **_inputs.scored_on(val), **more)
     if task.fits_itself:
-        logs = own_logs(result, task.watched[0], checkpoint.note)
+        logs = own_logs(result, task.watched[0], best.checkpoint.note)
         if logs is not None:                                         # it scored the model as it is now
-            checkpoint.save(model, None, finite(logs), best.inputs)
-        checkpoint.finish()
+            best.checkpoint.save(model, None, finite(logs), best.inputs)
+        best.checkpoint.finish(**best.course)
 
 
 def own_logs(result, objective, note):
@@ -271,7 +280,10 @@ def _score(task, runs):
     spread = {name: float(np.std(found[name], ddof=1)) for name in task.objectives if len(found[name]) > 1}
     require_finite(scores)
     over = beyond({name: limit for name, limit in task.limits.items() if name not in FACTS}, scores)
-    return {"status": "rejected" if over else "completed", "message": "; ".join(over), "spread": spread,
+    status, message = ("rejected" if over else "completed"), "; ".join(over)
+    if notes[0].get("pruned"):
+        status, message = "stopped", f"{task.pruner}: too bad after epoch {len(notes[0]['curve'])}"
+    return {"status": status, "message": message, "spread": spread, "curve": notes[0].get("curve", []),
             "scores": {name: scores[name] for name in task.objectives}, "epoch": notes[0]["epoch"] if len(notes) == 1
             else None, "runs": found[task.watched[0]] if len(notes) > 1 else [],
             "facts": {**facts, **{name: scores[name] for name in task.limits if name not in FACTS}}}
