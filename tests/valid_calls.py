@@ -134,6 +134,14 @@ def calls(directory):
         "augment.Grayscale": once, "augment.Invert": once, "augment.JPEG": {"quality": (30, 60), **once},
         "augment.GridMask": {"size": (0.3, 0.5), "ratio": 0.5, "fill_value": 0.0, **once},
         "augment.MotionBlur": {"length": (1.0, 3.0), "angle": (-0.5, 0.5), **once},
+        "augment.AddNoise": {"snr_db": (5.0, 40.0), **once}, "augment.Gain": {"gain_db": (-6.0, 6.0), **once},
+        "augment.Speed": {"factor": (-0.1, 0.1), **once},
+        "augment.TimeShift": {"factor": (-0.1, 0.1), "wrap": False, **once},
+        **{f"augment.{name}": {"width": 3, "count": 2, "fraction": 0.5, "fill_value": 0.0, "axis": 1, **once}
+           for name in ("FrequencyMask", "TimeMask")},
+        **{f"augment.{name}": {"rate": 0.1, "padding_id": 0, "protected_ids": (1, 2), **once}
+           for name in ("TokenDrop", "TokenSwap")},
+        "augment.TokenMask": {"rate": 0.1, "padding_id": 0, "protected_ids": (1, 2), **once, "mask_id": 3},
         "augment.Crop": {"height": 4, "width": 4, "scale": None},
         **{f"augment.{name}": {"alpha": 0.2, "num_classes": 3, **once} for name in ("CutMix", "MixUp")},
         "augment.Elastic": {"factor": (0.0, 0.02), "scale": 0.2, **once},

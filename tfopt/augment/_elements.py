@@ -70,7 +70,7 @@ def element_of(parts):
     """The Element of (inputs), (inputs, targets) or (inputs, targets, weights); each an array, dict or tuple."""
     if len(parts) == 1 and isinstance(parts[0], dict) and "images" in parts[0]:
         return _from_keys(parts[0])
-    parts = _tensors(tuple(parts))
+    parts = tensors(tuple(parts))
     leaves, inputs, names = tf.nest.flatten(parts), tf.nest.flatten(parts[0]), _names(parts)
     points = {place: move for place, name in enumerate(names) if (move := _mover(name, leaves[place]))}
     image = _only_image(inputs, parts[0], points)
@@ -87,7 +87,7 @@ def _from_keys(batch):
     unknown = [key for key in batch if key not in KEYS]
     require(not unknown, f"a dict with `images` has the keys {', '.join(KEYS)}", keys=list(batch),
             do="Leave the others out, or zip them to the result.")
-    batch = {key: _tensors(value) for key, value in batch.items()}
+    batch = {key: tensors(value) for key, value in batch.items()}
     for key in MASKS:
         require(key not in batch or batch[key].shape.rank in (3, 4),
                 "masks are [batch, height, width] or have one more axis",
@@ -130,12 +130,12 @@ def _as_it_came(points, leaf):
     return tf.RaggedTensor.from_tensor(points, lengths=leaf.row_lengths()) if ragged else points
 
 
-def _tensors(part):
+def tensors(part):
     """Arrays and lists as tensors, in dicts and tuples; ragged and sparse ones stay, as does None."""
     if isinstance(part, dict):
-        return {key: _tensors(value) for key, value in part.items()}
+        return {key: tensors(value) for key, value in part.items()}
     if isinstance(part, tuple):
-        return tuple(map(_tensors, part))
+        return tuple(map(tensors, part))
     return part if part is None or isinstance(part, tf.RaggedTensor | tf.SparseTensor) else tf.convert_to_tensor(part)
 
 

@@ -11,6 +11,7 @@ Tensors = tuple[tf.Tensor, ...]
 PROBABILITY = Number(low=0, high=1)
 TURN = "It is a fraction of a full turn: 15 degrees are 15 / 360."
 MOVES, BENDS, RECOLORS, CHANGES = "matrix", "shifts", "affine", "change"    # the kinds, by the method that makes them
+WAVES, SPECTRA, TOKENS = "waves", "spectra", "tokens"                       # and those of what is no image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Op(NotALayer):
     """Base of all operations of a `Pipeline`; subclass it to write one of your own.
 
     A subclass is a frozen dataclass of its settings, registered with Keras so that it is saved with the model, and has
-    one of these methods. Each image has `draws` numbers of its own, uniform in [0, 1): `u`, float32[batch, draws]. The
-    first decides with `probability` whether the operation acts on this image at all; an image it does not act on stays
+    one of these methods. Each example has `draws` numbers of its own, uniform in [0, 1): `u`, float32[batch, draws].
+    The first decides with `probability` whether the operation acts on this example at all; one it does not act on stays
     as it is, bit for bit. Nothing acts outside training, but for changes of size.
 
     - `matrix(u, old)`: geometry, from the (height, width) of the old image. The six float32[batch] (a, b, c, d, e, f)
@@ -37,6 +38,9 @@ class Op(NotALayer):
       same. `parameters` is what `parameters(u, shape)` returned, a tuple of tensors that begin with [batch], empty by
       default; `noise()` is one uniform number for each value; (low, high) is the value range, to which the result is
       clipped.
+    - `waves(waves, u, noise)`, `spectra(spectra, u, noise)`, `tokens(tokens, u, noise)`: waveforms, float32[batch,
+      samples, channels], spectrograms, float32[batch, rows, columns, channels], or token sequences, int64[batch,
+      length], to the same; `noise(shape)` are uniform numbers [batch, *shape]. A size may be unknown before it runs.
 
     Attributes of the class: `draws` (2), `compiled` (False; True lets XLA compile `change`), `size(old)` (height and
     width of the new image; the default leaves them).
@@ -157,7 +161,7 @@ def operation(**constraints: Constraint) -> typing.Callable[[type], type]:
 
 def kind(op):
     """Which of the kinds an operation is, or None."""
-    return next((name for name in (MOVES, BENDS, RECOLORS, CHANGES) if hasattr(op, name)), None)
+    return next((name for name in (MOVES, BENDS, RECOLORS, CHANGES, WAVES, SPECTRA, TOKENS) if hasattr(op, name)), None)
 
 
 def between(u, ends):

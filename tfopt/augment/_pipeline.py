@@ -1,11 +1,12 @@
 """The pipeline: runs of operations become few passes over the pixels."""
 
+import inspect
 import types
 import typing
 
 from .._check import FLAG, NO, Instance, ListOf, Number, OneOf, Rule, Whole, checked, require
 from .._keras import in_xla, keras, serializable, tf
-from . import _elements, _mix, _random
+from . import _elements, _mix, _random, _signals
 from ._color import Normalize
 from ._elements import element_of
 from ._geometry import FILL_MODES
@@ -104,6 +105,13 @@ class Pipeline(keras.layers.Layer):
                 ops=[type(op).__name__ for op in listed], do="Move them to the end.")
         require(output_range is None or 1 not in order, "Normalize decides on the range of the views",
                 output_range=output_range, do="Leave `output_range` or Normalize out.")
+        self._kind = _signals.kind_of(listed)
+        set_ = {"fill_mode": fill_mode, "value_range": tuple(value_range), "output_range": output_range,
+                "fill_value": fill_value, "bounding_box_format": bounding_box_format}
+        for name, value in set_.items() if self._kind else ():
+            default = inspect.signature(type(self).__init__).parameters[name].default
+            require(value == default, f"`{name}` is about images", ops=[type(op).__name__ for op in listed],
+                    do="Leave it out.", **{name: value})
         self.ops, self.seed, self.fill_mode, self.fill_value = listed, seed, fill_mode, float(fill_value)
         self.value_range = tuple(map(float, value_range))
         self.output_range = output_range and tuple(map(float, output_range))
@@ -121,7 +129,7 @@ class Pipeline(keras.layers.Layer):
 
     @checked()
     def call(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
-        element = element_of((inputs,))
+        element = self._element((inputs,))
         if not training:
             views, = self._augment(element, training=False)
             return views
@@ -134,6 +142,8 @@ class Pipeline(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
         """The views of inputs whose size need not be known yet."""
+        if self._kind:
+            return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), inputs)
         shape = self.compute_output_shape(keras.tree.map_structure(lambda x: x.shape, inputs))
         if isinstance(inputs, dict):
             views = keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), inputs)
@@ -172,7 +182,7 @@ class Pipeline(keras.layers.Layer):
         require(labels is None or not isinstance(images, dict) or "images" not in images,
                 "labels go into the dict", labels=labels)
         parts = (images,) if labels is None else (images, labels)
-        views = self._augment(element_of(parts), epoch=epoch, index=index, dtype=dtype)
+        views = self._augment(self._element(parts), epoch=epoch, index=index, dtype=dtype)
         return views[0] if len(views) == 1 else views
 
     @checked(repeats=Whole(low=1))
@@ -197,7 +207,7 @@ class Pipeline(keras.layers.Layer):
             parts = parts[0]
         require(1 <= len(parts) <= 3, "it takes images, (images, labels), (images, labels, weights) or a dict",
                 parts=len(parts))
-        given = element_of(parts)
+        given = self._element(parts)
         if repeats > 1:
             given, index = given.repeated(repeats), None if index is None else tf.repeat(index, repeats)
         views = self._augment(given, index=index, counting=True, repeats=repeats)
@@ -206,13 +216,13 @@ class Pipeline(keras.layers.Layer):
     def _augment(self, element, *, epoch=None, index=None, training=True, counting=False, repeats=1,
                  dtype=None):
         """The parts of an element, augmented; `counting` takes the epoch from how often an example has come by."""
-        images = self._images(element.at(element.image), training)
+        images = element.at(element.image) if self._kind else self._images(element.at(element.image), training)
         mixes = [(place, op) for place, op in enumerate(self.ops) if isinstance(op, _mix.Mix)] if training else []
         labels = _soft_labels(element, mixes)
         maps, rows, count = element.maps_to_move(), tf.shape(images)[0], images.shape[0]
         if training:
             memory = None if in_xla() else self._memory()
-            more = memory.rows(rows) - rows if memory else 0
+            more = memory.rows(rows) - rows if memory and None not in images.shape[1:] else 0
             images, maps = pad(images, more), [(pad(part, more), nearest) for part, nearest in maps]
             index = self._index(index, images, count, more)
             epoch = self._epoch(epoch, index, rows, more, memory if counting else None, repeats)
@@ -227,6 +237,9 @@ class Pipeline(keras.layers.Layer):
             images = to_dtype(images, result)
         views = element.replaced(images, labels, maps, points, self.bounding_box_format)
         return views if isinstance(views, tuple) else (views,)
+
+    def _element(self, parts):
+        return self._kind.element(parts) if self._kind else element_of(parts)
 
     def _images(self, images, training):
         """The images, after all checks."""
@@ -294,7 +307,8 @@ class Pipeline(keras.layers.Layer):
             settings = {name: getattr(self, name) for name in
                         ("seed", "fill_mode", "fill_value", "value_range", "output_range", "jit_compile")}
             ops = [op for op in self.ops if not isinstance(op, _mix.Mix)]
-            self._made.programs[key] = Program(ops, settings, key[0], result=result, random=training)
+            self._made.programs[key] = _signals.SignalProgram(ops if training else [], settings, key[0], self._kind) \
+                if self._kind else Program(ops, settings, key[0], result=result, random=training)
         return self._made.programs[key]
 
     def get_config(self) -> dict[str, typing.Any]:
@@ -314,7 +328,8 @@ class Pipeline(keras.layers.Layer):
 def _require_kind(op):
     special = isinstance(op, _mix.Mix | Normalize)
     require(special or all(kind(part) for part in op.parts()),
-            "an operation must have one of the methods `matrix`, `shifts`, `affine` and `change`", op=op,
+            "an operation must have one of the methods `matrix`, `shifts`, `affine`, `change`, `waves`, `spectra` and "
+            "`tokens`", op=op,
             do="See augment.Op.", error=TypeError)
 
 

@@ -69,6 +69,12 @@ def blur(images, sigma, radius):
     return images
 
 
+def normal(numbers):
+    """Uniform numbers made normal, of mean 0 and deviation 1, cut at 4.2."""
+    place = tf.clip_by_value(2 * numbers - 1, 2.0**-15 - 1, 1 - 2.0**-15)         # beyond, erfinv loses its digits
+    return math.sqrt(2) * tf.math.erfinv(place)
+
+
 def _levels(images, low, high):
     """Values as whole numbers 0 .. 255."""
     return tf.round((images - low) * (255 / (high - low)))
@@ -277,9 +283,7 @@ class Noise(Compiled):
 
     def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
                low: float, high: float) -> tf.Tensor:
-        place = tf.clip_by_value(2 * noise() - 1, 2.0**-15 - 1, 1 - 2.0**-15)     # beyond, erfinv loses its digits
-        normal = math.sqrt(2) * tf.math.erfinv(place)
-        return images + per_image(parameters[0] * (high - low)) * normal
+        return images + per_image(parameters[0] * (high - low)) * normal(noise())
 
 
 @operation(scale=Range(0, 1, number="up"), ratio=Range(0.1, 10, number="both"), fill_value=Number(),

@@ -233,7 +233,8 @@ class _Change:
 
 def pad(part, rows):
     """`part` with so many rows of zeros more; tf.pad takes longer than a resample."""
-    return tf.concat([part, tf.zeros((rows, *part.shape[1:]), part.dtype)], axis=0)
+    shape = part.shape[1:] if part.shape[1:].is_fully_defined() else tf.unstack(tf.shape(part)[1:])
+    return tf.concat([part, tf.zeros((rows, *shape), part.dtype)], axis=0)
 
 
 class Memory:

@@ -1,5 +1,8 @@
 """Random numbers without a state: each is a hash of the seed, the epoch, the example's index and what it is for."""
 
+import functools
+import operator
+
 from .._keras import tf
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -45,7 +48,7 @@ def uniform(keys, streams):
 
 def pixel_noise(keys, shape, stream):
     """float32[batch, *shape] in [0, 1), one number per value: a cheaper hash, since there are many of them."""
-    size = shape[0] * shape[1] * shape[2]
+    size = functools.reduce(operator.mul, shape)
     start, _ = threefry(keys, (_word(stream), _word(2)))
     places = tf.cast(tf.range(size), tf.uint32)[None] * _word(0x9E3779B9)
     return tf.reshape(_unit(_mix((places ^ start[:, None]) + keys[1][:, None])), (-1, *shape))
@@ -53,23 +56,34 @@ def pixel_noise(keys, shape, stream):
 
 def fingerprint(images, compiled=True):
     """int64[batch] >= 0: a hash of each image's bytes."""
-    size = images.shape[1:].num_elements() * images.dtype.size
+    known = images.shape[1:].is_fully_defined()
+    size = (images.shape[1:].num_elements() if known else tf.reduce_prod(tf.shape(images)[1:])) * images.dtype.size
     octets = tf.reshape(tf.bitcast(images, tf.uint8), (-1, size))
-    if size % 256:
+    if not known or size % 256:
         octets = tf.pad(octets, ((0, 0), (0, -size % 256)))
     words = tf.bitcast(tf.reshape(octets, (-1, -(-size // 256), 64, 4)), tf.int32)      # free here, a copy inside XLA
-    return (_compiled_digest if compiled else _digest)(words)
+    return (_compiled_digest if compiled and known else _digest)(words)
 
 
 def _digest(words):
-    """int64[batch] of int32[batch, n, 64]: sums that wrap around, so in any order, then a thorough mix of the 64."""
-    with tf.init_scope():                                      # else XLA computes them anew for every word
-        weights = (tf.bitcast(_mix(tf.cast(tf.range(words.shape[1] * 64), tf.uint32)), tf.int32) | 1).numpy()
-    sums = tf.bitcast(tf.reduce_sum(words * weights.reshape(1, -1, 64), axis=1), tf.uint32)
+    """int64[batch] of int32[batch, n, 64]: sums that wrap around, so in any order, then a thorough mix of the 64.
+
+    Zeros at the end change nothing: a sequence that is padded to another length keeps its name.
+    """
+    if words.shape[1] is None:
+        weights = _weights(tf.shape(words)[1])
+    else:
+        with tf.init_scope():                                  # else XLA computes them anew for every word
+            weights = _weights(words.shape[1]).numpy()
+    sums = tf.bitcast(tf.reduce_sum(words * weights, axis=1), tf.uint32)
     places = tf.cast(tf.range(64), tf.uint32)
     mixed = (_mix(sums ^ _mix(places + _word(salt))) for salt in (64, 128))
     high, low = (tf.reduce_sum(tf.cast(part, tf.int64), axis=1) for part in mixed)
     return tf.bitwise.left_shift(high & 0x7FFFFFFF, tf.constant(32, tf.int64)) | (low & 0xFFFFFFFF)
+
+
+def _weights(count):
+    return tf.reshape(tf.bitcast(_mix(tf.cast(tf.range(count * 64), tf.uint32)), tf.int32) | 1, (1, -1, 64))
 
 
 _compiled_digest = tf.function(_digest, jit_compile=True, autograph=False)
