@@ -193,3 +193,17 @@ def test_weights_go_with_their_examples():
         np.testing.assert_array_equal(weights, 10 * expected[:, 0])
     with pytest.raises(ValueError, match=r"data.arrays: `sample_weight` needs targets"):
         data.arrays(x, None, 4, sample_weight=x[:, 0])
+
+
+def test_batches_grow_by_a_function_of_the_epoch():
+    sizes = [2, 4, 4, 16]
+    dataset = data.arrays(np.arange(10), None, lambda epoch: sizes[epoch], seed=5)
+    for epoch, size in enumerate(sizes):
+        order = np.random.default_rng((5, epoch)).permutation(10)
+        assert [batch.tolist() for batch in dataset.as_numpy_iterator()] == [
+            order[start:start + size].tolist() for start in range(0, 10, size)]
+    for wrong in (lambda epoch: 0.5, lambda epoch: 0, lambda epoch: None):
+        with pytest.raises(ValueError, match=r"data.arrays: `batch_size` must give a whole number >= 1 for each epoch"):
+            data.arrays(np.arange(10), None, wrong)
+    with pytest.raises(tf.errors.UnknownError, match=r"never less than for the one before. Received: epoch=1"):
+        passes(data.arrays(np.arange(10), None, lambda epoch: 4 - epoch), 2)

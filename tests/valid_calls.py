@@ -164,6 +164,7 @@ def calls(directory):
         "average.update_batch_norm": {"model": network(), "data": x},
         "average.views": {"model": pictures(), "views": augment.Pipeline([augment.Flip()], jit_compile=False), "n": 2},
         "average.weights": {"models": [network(), network(1)], "score": None},
+        "callbacks.GrowingBatch": {},
         "callbacks.Resume": {"directory": path, "every": 2, "max_to_keep": 2},
         "cluster.plan": {"model": network(), "clusters": 4, "preserve_sparsity": False, "per_channel": False,
                          "where": None},
@@ -310,7 +311,7 @@ FRESH = {"a generator": lambda: iter(()), "a generator of batches": lambda: (np.
          "a generator without end": lambda: itertools.repeat((np.ones((4, 4), "float32"), np.zeros(4)))}
 # Arguments that take a function of the user's, whose errors are the user's and come out as they are.
 USERS_OWN = {"average.weights.score", "average.views.views", "shrink.channels.importance", "shrink.register.rule",
-             "data.arrays.augment", "data.image_folder.augment", "compress.run.measure", "tune.Search.build",
+             "data.arrays.augment", "data.arrays.batch_size", "data.image_folder.augment", "compress.run.measure", "tune.Search.build",
              "tune.cross_validate.build"}
 NEVER = {"b'bytes'", "an object", "1j", "complex numbers", "a generator without end", "a PyDataset class",
          "a model of Keras 2", "a sparse tensor"}          # no argument takes these

@@ -200,6 +200,20 @@ class Fit:
     def dataset(self, dataset):
         self.iterator._distributed_dataset = self.model.distribute_strategy.experimental_distribute_dataset(dataset)
 
+    @property
+    def steps(self):
+        """How many batches an epoch has, None if that is not known."""
+        return self.iterator.num_batches
+
+    @steps.setter
+    def steps(self, steps):
+        self.iterator._num_batches = steps
+        for callback in self.callbacks.callbacks:
+            if isinstance(callback, keras.callbacks.ProgbarLogger):
+                callback.target = steps
+                if callback.progbar is not None:
+                    callback.progbar.target = steps
+
     def intercept(self, wrap):
         """From now on the steps of an epoch, (first, last, iterator of batches), are those of `wrap(own steps)`."""
         own = self.iterator._enumerate_iterator

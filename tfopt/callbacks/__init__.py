@@ -3,6 +3,7 @@
 import importlib
 import typing
 
+from ._growing import GrowingBatch
 from ._resume import Resume
 
 if typing.TYPE_CHECKING:
@@ -10,7 +11,7 @@ if typing.TYPE_CHECKING:
     from ..prune import SparsitySummaries
     from ..schedules import Plateau
 
-__all__ = ["SWA", "Plateau", "Resume", "SparsitySummaries"]
+__all__ = ["SWA", "GrowingBatch", "Plateau", "Resume", "SparsitySummaries"]
 
 _MODULE = {"Plateau": "schedules", "SWA": "average", "SparsitySummaries": "prune"}
 

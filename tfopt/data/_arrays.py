@@ -1,5 +1,6 @@
 """Arrays to batches: one seeded permutation an epoch, one gather a batch."""
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import _data
-from .._check import BATCH_SIZE, FLAG, SEED, Rule, checked, require
+from .._check import BATCH_SIZE, FLAG, FUNCTION, NO, SEED, Rule, checked, refusal, require
 from .._keras import keras, tf, without_autotune
 from .._typing import Dataset, Replayable
 
@@ -26,8 +27,8 @@ AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
                lambda value: not isinstance(value, type) and (callable(value) or isinstance(value, Replayable)))
 
 
-@checked(batch_size=BATCH_SIZE, augment=AUGMENT, shuffle=FLAG, seed=SEED)
-def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, sample_weight: typing.Any = None,
+@checked(batch_size=BATCH_SIZE | FUNCTION, augment=AUGMENT, shuffle=FLAG, seed=SEED)
+def arrays(x: typing.Any, y: typing.Any, batch_size: int | Callable[[int], int], *, sample_weight: typing.Any = None,
            augment: typing.Any = None, shuffle: bool = True, seed: int = 0) -> Dataset:
     """Shuffled batches of arrays that fit in memory.
 
@@ -39,7 +40,9 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, sample_weight: typi
     Args:
       x: array [n, ...] or DataFrame, or a dict, list or tuple of arrays.
       y: the same for the targets, or None.
-      batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`.
+      batch_size: examples in a batch, >= 1; the last one may be shorter, see `full_batches`. Or a function
+        `epoch -> batch_size`, for batches that grow as training goes on: epochs count from 0, and no epoch has smaller
+        batches than the one before.
       sample_weight: array [n, ...] of the weights of the examples in the loss, or None.
       augment: see `image_folder`; the index of an example is its row.
       shuffle: False keeps the order of the rows.
@@ -48,6 +51,8 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int, *, sample_weight: typi
       A tf.data.Dataset of `(x, y, sample_weight)`, `(x, y)`, or of `x` alone.
     Raises:
       ValueError: there are no examples, the arrays differ in length, or there are weights without targets.
+    Reference: Smith et al., Don't decay the learning rate, increase the batch size, 2018,
+      https://arxiv.org/abs/1711.00489 (growing batches)
     Example:
       >>> import numpy as np
       >>> dataset = arrays(np.arange(5), None, 2)
@@ -112,26 +117,33 @@ def batches(count, batch_size, read, *, view, shuffle, seed):
 
     Args:
       count: number of examples.
-      batch_size: examples in a batch.
+      batch_size: examples in a batch, or a function of the epoch.
       read: int64[b] -> `x` or `(x, y)`.
       view: see `training_view`.
       shuffle, seed: see `arrays`.
     """
-    epochs = Epochs()
-    full, rest = divmod(count, batch_size)
+    grows = callable(batch_size)
+    size_of = functools.partial(_growing, batch_size) if grows else lambda epoch: batch_size
+    epochs = Epochs((lambda epoch: -(-count // size_of(epoch))) if grows else None)
+    size_of(0)
 
     def begin():
         epoch, epochs.next = epochs.next, epochs.next + 1
-        return np.int64(epoch), permutation(count, seed, epoch) if shuffle else np.arange(count, dtype=np.int64)
+        order = permutation(count, seed, epoch) if shuffle else np.arange(count, dtype=np.int64)
+        return np.int64(epoch), order, np.int64(size_of(epoch))
 
     def one_epoch(_):
-        epoch, order = tf.numpy_function(begin, [], [tf.int64, tf.int64])
+        epoch, order, size = tf.numpy_function(begin, [], [tf.int64, tf.int64, tf.int64])
         epoch, order = tf.ensure_shape(epoch, []), tf.ensure_shape(order, [count])
+        size = tf.ensure_shape(size, []) if grows else batch_size        # known sizes make known shapes
+        full, rest = count // size, count % size
         slices = tf.data.Dataset.from_tensor_slices                      # cheaper than a function called for each batch
-        short = slices(([epoch], order[None, full * batch_size:]))
-        if not full:
+        short = slices(([epoch], order[None, full * size:]))
+        if not grows and not full:
             return short
-        long = slices((tf.fill([full], epoch), tf.reshape(order[:full * batch_size], [full, batch_size])))
+        long = slices((tf.fill([full], epoch), tf.reshape(order[:full * size], [full, size])))
+        if grows:
+            return long.concatenate(short.filter(lambda epoch, rows: tf.size(rows) > 0))
         return long.concatenate(short) if rest else long
 
     def fetch(epoch, rows):
@@ -141,18 +153,30 @@ def batches(count, batch_size, read, *, view, shuffle, seed):
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     rows = tf.data.Dataset.range(1).flat_map(one_epoch)
-    dataset = without_autotune(rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
-                      .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+    known = rows if grows else rows.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+    dataset = without_autotune(known.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
                       .prefetch(tf.data.AUTOTUNE).with_options(options))
     (dataset if view.replayable else rows).epochs = epochs
     return dataset
 
 
-class Epochs:
-    """Which epoch the next pass is. A restart sets `next` on the data set whose passes depend on nothing else."""
+def _growing(batch_size, epoch):
+    """The size of the batches of an epoch, checked."""
+    size, before = (BATCH_SIZE(batch_size(e)) for e in (epoch, max(epoch - 1, 0)))
+    if NO in (size, before) or size < before:
+        raise refusal("`batch_size` must give a whole number >= 1 for each epoch, never less than for the one before",
+                      epoch=epoch, batch_size=batch_size(epoch))
+    return size
 
-    def __init__(self):
-        self.next = 0
+
+class Epochs:
+    """Which epoch the next pass is. A restart sets `next` on the data set whose passes depend on nothing else.
+
+    `steps` tells how many batches an epoch has where that differs, else it is None.
+    """
+
+    def __init__(self, steps=None):
+        self.next, self.steps = 0, steps
 
 
 class View(typing.NamedTuple):
