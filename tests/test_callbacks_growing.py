@@ -82,26 +82,28 @@ def test_a_broken_training_ends_as_a_whole_one(tmp_path, last):
     assert int(again.optimizer.iterations) == sum(STEPS)
 
 
+PROGRAM = """
+import keras
+import numpy as np
+import tensorflow as tf
+from tfopt import callbacks, data
+
+keras.utils.set_random_seed(0)
+x = np.random.default_rng(1).normal(size=(40, 3)).astype("float32")
+strategy = tf.distribute.MirroredStrategy() if len(tf.config.list_logical_devices("CPU")) > 1 else (
+    tf.distribute.get_strategy())
+with strategy.scope():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    model.compile("sgd", "mse")
+model.fit(data.arrays(x, x[:, :1], lambda epoch: 4 * 2 ** epoch), epochs=3, verbose=0,
+          callbacks=[callbacks.GrowingBatch()])
+print([int(keras.ops.convert_to_numpy(model.optimizer.iterations)), *np.ravel(model.get_weights()[0]).tolist()])
+"""
+
+
 @pytest.mark.slow
 def test_two_devices_train_as_one(run_python, tmp_path):
-    program = """
-        import keras
-        import numpy as np
-        import tensorflow as tf
-        from tfopt import callbacks, data
-
-        keras.utils.set_random_seed(0)
-        x = np.random.default_rng(1).normal(size=(40, 3)).astype("float32")
-        strategy = tf.distribute.MirroredStrategy() if len(tf.config.list_logical_devices("CPU")) > 1 else (
-            tf.distribute.get_strategy())
-        with strategy.scope():
-            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="ones")])
-            model.compile("sgd", "mse")
-        model.fit(data.arrays(x, x[:, :1], lambda epoch: 4 * 2 ** epoch), epochs=3, verbose=0,
-                  callbacks=[callbacks.GrowingBatch()])
-        print([int(model.optimizer.iterations), *np.ravel(model.get_weights()[0]).tolist()])
-    """
-    one, two = (eval(run_python(program, tmp_path, devices=n).splitlines()[-1]) for n in (1, 2))
+    one, two = (eval(run_python(PROGRAM, tmp_path, devices=n).splitlines()[-1]) for n in (1, 2))
     assert one[0] == 10 + 5 + 3
     np.testing.assert_allclose(two, one, atol=1e-6)
 

@@ -311,8 +311,8 @@ FRESH = {"a generator": lambda: iter(()), "a generator of batches": lambda: (np.
          "a generator without end": lambda: itertools.repeat((np.ones((4, 4), "float32"), np.zeros(4)))}
 # Arguments that take a function of the user's, whose errors are the user's and come out as they are.
 USERS_OWN = {"average.weights.score", "average.views.views", "shrink.channels.importance", "shrink.register.rule",
-             "data.arrays.augment", "data.arrays.batch_size", "data.image_folder.augment", "compress.run.measure", "tune.Search.build",
-             "tune.cross_validate.build"}
+             "data.arrays.augment", "data.arrays.batch_size", "data.image_folder.augment", "compress.run.measure",
+             "tune.Search.build", "tune.cross_validate.build"}
 NEVER = {"b'bytes'", "an object", "1j", "complex numbers", "a generator without end", "a PyDataset class",
          "a model of Keras 2", "a sparse tensor"}          # no argument takes these
 

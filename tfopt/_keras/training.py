@@ -167,7 +167,7 @@ def in_xla():
 
 
 class Fit:
-    """The `fit` of a model that is running now: its epoch iterator and its list of callbacks."""
+    """The `fit` of a model that is running now: its epoch iterator, its list of callbacks, its `initial_epoch`."""
 
     def __init__(self, model):
         frame = sys._getframe(1)
@@ -177,7 +177,7 @@ class Fit:
         require(frame is not None, "the callback must be called by keras.Model.fit", model=model.name,
                 do="Pass it to `fit` as one of its callbacks.")
         self.model, self.iterator = model, frame.f_locals["epoch_iterator"]
-        self.callbacks = frame.f_locals["callbacks"]
+        self.callbacks, self.first_epoch = frame.f_locals["callbacks"], frame.f_locals["initial_epoch"]
 
     @property
     def arrays(self):

@@ -11,8 +11,9 @@ class GrowingBatch(keras.callbacks.Callback):
 
         steps(epoch) = ceil(examples / batch_size(epoch))
 
-    Keras takes the steps of the first epoch for those of all: without this callback it warns that it ran out of data,
-    and at the end of each epoch it counts one optimizer step that was not made.
+    Epochs count from `initial_epoch` of `fit`. Keras takes the steps of the first epoch for those of all: without this
+    callback it warns that it ran out of data, and at the end of each epoch it counts one optimizer step that was not
+    made.
 
     Raises:
       ValueError: the data of `fit` have batches of one size, or it was given `steps_per_epoch`.
@@ -39,10 +40,11 @@ class GrowingBatch(keras.callbacks.Callback):
         found = [node.epochs for node in datasets_in(dataset) if getattr(node, "epochs", None)] if isinstance(
             dataset, tf.data.Dataset) else []
         require(len(found) == 1 and found[0].steps and not self._fit.iterator.steps_per_epoch,
-                "callbacks.GrowingBatch needs data.arrays(x, y, batch_size=function of the epoch) as the data of `fit`, "
-                "without steps_per_epoch",
+                "callbacks.GrowingBatch needs data.arrays(x, y, batch_size=function of the epoch) as the data of "
+                "`fit`, without steps_per_epoch",
                 steps_per_epoch=self._fit.iterator.steps_per_epoch, data=type(dataset).__name__,
                 do="Leave the callback out where all batches have one size.")
+        found[0].next = self._fit.first_epoch              # under a strategy Keras has looked at a pass already
         self._fit.steps = found[0].steps(found[0].next)
         self._fit.intercept(lambda own: self._steps(own, found[0]))
 
