@@ -1,55 +1,67 @@
-"""Tests of what strangers, damage, kills, full disks, threads and numbers that are not finite do.
+"""What strangers, damage, full disks, threads and numbers that are not finite do to the library.
 
-    python -P benchmarks/verify/faults.py
+    python -P benchmarks/verify/faults.py [words ...]
 
-Each fault is a test, which does it to the library and looks at what is left. Runs them all, and writes
-docs/measured/faults.csv: kind of fault, module, the test's name in words, how many cases it tries, in how many it held.
+Does each fault of `attempts`, and looks at what is left. Writes docs/measured/faults.csv: the kind of the fault, the
+module, what was done, in how many cases, what the library said (verbatim, the first two sentences where the cases
+differ; in parentheses where it says nothing and does right), and what was lost: "nothing" stands where each case
+looked. With words only the faults that hold one of them, without writing. Kills are in resume.csv and tune.csv.
 """
 
+import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
-from xml.etree import ElementTree
+import time
 
-import pandas as pd
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "benchmarks" / "verify")]
 
-PROJECT = pathlib.Path(__file__).parents[2]
-KINDS = {
-    "stranger": "strange_|strangers|the_token|leads_outside|file_outside|never_taken|too_many_pixels|umask"
-                "|another_search_first|damaged_weights",
-    "damage": "damage|checksum|swapped|bit_flipped|changed_byte|lost_line|lost_head|older_and_a_missing",
-    "kill": "kill|crash_while|crash_inside|interrupted",
-    "full disk": "full_disk|fit_the_disk|disk_before|without_room|vanish|out_of_space",
-    "at once": "several_threads|lock_keeps|without_locks|share_a_directory|any_thread",
-    "not finite": "(what|loss_that|score_that)_is_not_finite",
-}
-# Words in the names of tests; KINDS then chooses among what they find.
-WORDS = ("strange", "token", "outside", "never_taken", "pixels", "umask", "another_search", "damage", "checksum",
-         "lost", "swapped", "flipped", "changed_byte", "missing", "kill", "crash", "interrupted", "disk", "room",
-         "vanish", "thread", "lock", "share", "not_finite")
+import pandas as pd  # noqa: E402
+from arguments import limit  # noqa: E402
+from attempts import FAULTS, damage, figures, running, strangers  # noqa: E402, F401  (these fill FAULTS)
 
 
-def kind(name):
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), None)
+def shortened(text, folder):
+    """A sentence without the temporary folder and what differs from run to run."""
+    for name in sorted({str(folder.resolve()), str(folder)}, key=len, reverse=True):
+        text = text.replace(name, "...")
+    text = re.sub(r"/(?:tmp|work|home|root)/[^\s'\",]*/", ".../", text)
+    text = re.sub(r"here also [^.]*(?:\.\d+|[0-9a-f:]+)+", "here also ADDRESS", text)
+    text = re.sub(r"\btmp[a-z0-9_]{8}\b", "TMP", text)
+    text = re.sub(r"\.part-[0-9a-f]{8}", ".part-", text)
+    return text if len(text) <= 400 else f"{text[:397]}..."
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        report = pathlib.Path(folder) / "report.xml"
-        subprocess.run([sys.executable, "-P", "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={report}",
-                        "-k", " or ".join(WORDS), "tests"], cwd=PROJECT, check=False)
-        cases = [(case.get("classname").rpartition(".")[2], case.get("name").partition("[")[0],
-                  case.find("failure") is None and case.find("error") is None and case.find("skipped") is None)
-                 for case in ElementTree.parse(report).iter("testcase")]
-    rows = pd.DataFrame([{"kind": kind(name), "module": module.removeprefix("test_"),
-                          "fault": name.removeprefix("test_").replace("_", " "), "cases": 1, "held": int(held)}
-                         for module, name, held in cases if kind(name)])
-    table = rows.groupby(["kind", "module", "fault"], as_index=False, sort=True).sum()
-    table.to_csv(PROJECT / "docs" / "measured" / "faults.csv", index=False)
-    print(table.groupby("kind")[["cases", "held"]].sum().to_string())
+def row_of(fault):
+    """The row of a fault, after doing it."""
+    with tempfile.TemporaryDirectory() as name, limit(300):
+        folder = pathlib.Path(name)
+        cases = [(shortened(text, folder), kept) for text, kept in fault.attempt(folder)]
+    if not cases or not all(text and kept for text, kept in cases):
+        raise AssertionError(f"{fault.words}: a case without a sentence, or that looks at nothing: {cases}")
+    lost = sorted({what for _, kept in cases for what, there in kept.items() if not there})
+    return {"kind": fault.kind, "module": fault.module, "fault": fault.words, "tried": len(cases),
+            "what happened": " | ".join(list(dict.fromkeys(text for text, _ in cases))[:2]),
+            "lost": "; ".join(lost) or "nothing"}
+
+
+def main(words):
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.words for word in words)]
+    rows = []
+    for fault in chosen:
+        start = time.perf_counter()
+        rows.append(row_of(fault))
+        print(f"{rows[-1]['lost']:12} {time.perf_counter() - start:5.1f} s  {fault.module}: {fault.words}\n"
+              f"{'':22}{rows[-1]['what happened']}", flush=True)
+    table = pd.DataFrame(rows).sort_values(["kind", "module", "fault"])
+    if not words:
+        table.to_csv(PROJECT / "docs" / "measured" / "faults.csv", index=False)
+    print(table.groupby("kind").tried.agg(["size", "sum"]).to_string())
+    sys.exit(int((table.lost != "nothing").any()))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 """Where the trials of a study run: in this process, in a process each, or in workers that ask a chief."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from . import _service, _trial
 from ._study import ranked
 
 ISOLATED = "TFOPT_TUNE_ISOLATED"            # in a process that was started for a trial: the directory of its study
+LOG = re.compile(r"[IWEF]\d{4} |\d{4}-\d\d-\d\d \S+: [IWEF] |WARNING: All log")       # how TensorFlow's own lines begin
 
 
 def alone(study, task):
@@ -53,13 +55,14 @@ def _one_process(chief, name, environment):
         finally:
             child.kill()
         errors.seek(0)
-        last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+        told = [line for line in errors.read().decode(errors="replace").splitlines() if line and not LOG.match(line)]
+    last = f": {told[-1]}" if told else ""
     if chief.error:
         raise chief.error
     with chief.lock:
         for number in chief.held_by(name):
-            chief.drop(number, f"its process ended with exit code {code}: {last}")
-        require(name in chief.seen, f"a process for a trial ended before it reached `run`: {last}", exit_code=code,
+            chief.drop(number, f"its process ended with exit code {code}{last}")
+        require(name in chief.seen, f"a process for a trial ended before it reached `run`{last}", exit_code=code,
                 error=RuntimeError)
 
 
