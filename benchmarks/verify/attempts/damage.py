@@ -15,7 +15,7 @@ import test_distill_cache as cached
 import test_tune_record as record
 
 from tfopt import callbacks, compress, data, distill, quantize, tune
-from tfopt.distill import _cache as remembered
+from tfopt.distill import _cache as caching
 from tfopt.tune._checkpoint import Checkpoint
 
 from . import HARMS, contents, cut, emptied, fault, missing, said
@@ -44,12 +44,12 @@ def equal(first, second):
 # Each `use` does the library's work with a directory and returns what comes of it, the same each time
 
 
-def remember(folder):
-    with mock.patch.object(remembered, "_ROWS", 16):
+def outputs(folder):
+    with mock.patch.object(caching, "_ROWS", 16):
         made = distill.cache_teacher(cached.dense(8), X, directory=folder, batch_size=8, verbose=0)
-        x, outputs = cached.everything(made)
+        x, found = cached.everything(made)
     order = np.lexsort(x.T)
-    return x[order], cached.logits_in(outputs)[order]
+    return x[order], cached.logits_in(found)[order]
 
 
 def images(folder):
@@ -103,14 +103,14 @@ def harmed(folder, use, patterns, harms=HARMS):
             shutil.rmtree(folder / "harmed")
 
 
-@fault("damage", "distill", "shards of remembered outputs, or their index: cut, a bit changed, emptied, missing, noise")
-def remembered_shards(folder):
-    yield from harmed(folder, remember, ["*.npy", "index.json"])
+@fault("damage", "distill", "shards of cached outputs, or their index: cut, a bit changed, emptied, missing, noise")
+def cached_shards(folder):
+    yield from harmed(folder, outputs, ["*.npy", "index.json"])
 
 
-@fault("damage", "distill", "two shards of remembered outputs are swapped")
+@fault("damage", "distill", "two shards of cached outputs are swapped")
 def swapped_shards(folder):
-    yield from harmed(folder, remember, ["*00001.npy"], [cached.swapped])
+    yield from harmed(folder, outputs, ["*00001.npy"], [cached.swapped])
 
 
 @fault("damage", "data", "the cache of decoded images, or its note: cut, a bit changed, emptied, missing, noise")
@@ -223,7 +223,7 @@ def compress_directory(folder):
 
 @fault("damage", "all", "power fails between writing and renaming: is the content on the disk before its name")
 def order_of_writes(folder):
-    for use in (remember, images, resume):
+    for use in (outputs, images, resume):
         seen, real, replace = [], os.fsync, os.replace
 
         def fsync(handle):
@@ -243,7 +243,7 @@ def modes(folder):
     for mask in (0o022, 0o077, 0o002):
         before = os.umask(mask)
         try:
-            for use in (remember, images, resume, search):
+            for use in (outputs, images, resume, search):
                 use(folder / oct(mask) / use.__name__)
         finally:
             os.umask(before)
@@ -256,7 +256,7 @@ def modes(folder):
 
 @fault("full disk", "all", "the disk is full while outputs, images, states, trials, candidates are written")
 def no_room(folder):
-    for use in (remember, images, resume, search, compressing):
+    for use in (outputs, images, resume, search, compressing):
         expected = use(folder / "whole" / use.__name__)
         place = folder / use.__name__
         if use is images:
@@ -333,11 +333,11 @@ class Removing(keras.layers.Layer):
         return x
 
 
-@fault("full disk", "distill", "the directory of remembered outputs vanishes while it is filled")
+@fault("full disk", "distill", "the directory of cached outputs vanishes while it is filled")
 def vanished_outputs(folder):
     place = folder / "outputs"
     teacher = keras.Sequential([keras.Input((4,)), Removing(place), keras.layers.Dense(3)])
     teacher.layers[0].seen = 0
-    with mock.patch.object(remembered, "_ROWS", 16):
+    with mock.patch.object(caching, "_ROWS", 16):
         text, found = said(distill.cache_teacher, teacher, X, directory=place, batch_size=8, verbose=0)
     yield text, {"the reason": found is None, "an index of what is gone": not (place / "index.json").exists()}

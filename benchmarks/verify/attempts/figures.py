@@ -103,7 +103,7 @@ def logits_in_unit(folder):
         yield f"(accuracy {found:.1f}, right {right})", {"the accuracy": abs(found - right) < 1e-6}
 
 
-@fault("figures", "distill", "logits that share a large offset, remembered in float16")
+@fault("figures", "distill", "logits that share a large offset, cached in float16")
 def shared_offset(folder):
     x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
     for offset in (0., 300., 8000., -8000., 60000.):

@@ -83,7 +83,7 @@ def two_studies(folder):
     study.record.close()
 
 
-@fault("at once", "compress", "a second run, or remembering, in a directory that is being written")
+@fault("at once", "compress", "a second run, or cache_teacher, in a directory that is being written")
 def two_runs(folder):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
