@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tfopt import _keras, distribute
-from tfopt.distribute import _strategy, _workers
+from tfopt.distribute import _slurm, _strategy, _workers
 
 PROJECT = pathlib.Path(__file__).parent.parent
 
@@ -383,6 +383,68 @@ def test_sync_batch_norm_keeps_a_class_of_ones_own():
 def test_an_unknown_name_is_refused():
     with pytest.raises(AttributeError, match=r"tfopt.distribute has GlobalBatchOptimizer, diagnose"):
         distribute.Strategy  # noqa: B018
+
+
+# Slurm
+
+def in_step(monkeypatch, **variables):
+    """As srun sets them: two tasks on each of three nodes and one on the last; this is the second one of n10."""
+    step = {"JOB_ID": "1234", "STEP_ID": "0", "STEP_NODELIST": "n[9-11],m1", "STEP_TASKS_PER_NODE": "2(x3),1",
+            "NODEID": "1", "LOCALID": "1", **variables}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value) if value else monkeypatch.delenv(f"SLURM_{name}", raising=False)
+
+
+def test_workers_of_a_slurm_step_come_in_the_order_of_the_nodes(monkeypatch):
+    in_step(monkeypatch)
+    port = 20_000 + 97 * 1234 % 11_900
+    resolver = _slurm.resolver()
+    assert resolver.cluster_spec().as_dict() == {"worker": [
+        *(f"{node}:{port + place}" for node in ("n9", "n10", "n11") for place in (0, 1)), f"m1:{port}"]}
+    assert (resolver.task_type, resolver.task_id) == ("worker", 3)
+
+
+@pytest.mark.parametrize(("variables", "words"), [
+    ({"NODEID": ""}, r"of a Slurm job step must be set. Received: SLURM_NODEID=None. Start the script with srun"),
+    ({"STEP_NODELIST": "n[1-"}, "do not fit together"), ({"NODEID": "4"}, "do not fit together"),
+    ({"LOCALID": "2"}, "do not fit together"), ({"STEP_TASKS_PER_NODE": "2(x3)"}, "do not fit together"),
+    ({"JOB_ID": "one"}, "do not fit together")])
+def test_strange_variables_of_slurm_are_refused(monkeypatch, variables, words):
+    in_step(monkeypatch, **variables)
+    with pytest.raises(ValueError, match="^distribute.strategy: the variables.*" + words):
+        distribute.strategy("slurm")
+
+
+IN_SLURM = """
+import keras, numpy as np
+from tfopt import distribute
+strategy = distribute.strategy("slurm")
+keras.utils.set_random_seed(0)
+x = np.random.normal(size=(64, 4)).astype("float32")
+with strategy.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+model.fit(x, x[:, :1], batch_size=16, epochs=2, verbose=0)
+print(strategy.num_replicas_in_sync, *np.ravel(model.get_weights()[0]))
+"""
+
+
+@pytest.mark.slow
+def test_two_tasks_of_slurm_train_as_one(tmp_path):
+    (tmp_path / "script.py").write_text(IN_SLURM)
+
+    def start(step, tasks, place):
+        step = {"JOB_ID": os.getpid(), "STEP_ID": step, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": tasks,
+                "NODEID": 0, "LOCALID": place}
+        variables = {f"SLURM_{name}": str(value) for name, value in step.items()}
+        return subprocess.Popen([sys.executable, "-P", "script.py"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                                env={**os.environ, **variables})
+
+    started = [start(0, 1, 0), start(1, 2, 0), start(1, 2, 1)]
+    one, first, second = (np.array(each.communicate(timeout=600)[0].split(), float) for each in started)
+    assert (one[0], first[0]) == (1, 2)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first[1:], one[1:], atol=1e-5)
 
 
 # Several devices, several processes

@@ -125,7 +125,7 @@ from .training import (  # noqa: E402
     schedule_of,
     task_loss,
 )
-from .workers import patch_workers  # noqa: E402
+from .workers import patch_workers, slurm_hosts, slurm_tasks  # noqa: E402
 from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
 
 __all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "SharedError", "Wrapped",
@@ -133,6 +133,6 @@ __all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAr
            "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
            "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped",
            "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in", "own_variables",
-           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of", "seeded",
-           "serializable", "set_mask", "set_randomness", "shuffled_by", "task_loss", "tf", "uses", "uses_for",
-           "without_autotune"]
+           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of",
+           "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "slurm_hosts", "slurm_tasks",
+           "task_loss", "tf", "uses", "uses_for", "without_autotune"]

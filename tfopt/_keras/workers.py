@@ -5,6 +5,17 @@ import functools
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as tf_trainer
+from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
+
+
+def slurm_hosts(text):
+    """["n1", "n2", "n3"] of "n[1-3]"."""
+    return slurm_cluster_resolver.expand_hostlist(text)
+
+
+def slurm_tasks(text):
+    """[2, 2, 1] of "2(x2),1"."""
+    return slurm_cluster_resolver.expand_tasks_per_node(text)
 
 
 @functools.cache

@@ -7,11 +7,12 @@ import typing
 
 from .._check import TEXT, OneOf, checked, require
 from .._keras import tf
+from . import _slurm
 from ._workers import agree, correct
 
 __all__ = ["precision", "strategy"]
 
-KINDS = ("auto", "tpu", "multi_worker", "mirrored", "one")
+KINDS = ("auto", "tpu", "multi_worker", "slurm", "mirrored", "one")
 REFUSED = {
     "central_storage": "its metrics are wrong in Keras 3",
     "parameter_server": "Keras 3 has no support for it",
@@ -33,15 +34,15 @@ def strategy(kind: str = "auto") -> typing.Any:
     they have none.
 
     Args:
-      kind: "auto"; "tpu"; "multi_worker" (the machines in TF_CONFIG); "mirrored" (all devices of this machine); "one"
-        (plain Keras).
+      kind: "auto"; "tpu"; "multi_worker" (the machines in TF_CONFIG); "slurm" (the tasks that srun
+        started); "mirrored" (all devices of this machine); "one" (plain Keras).
 
     Returns:
       A tf.distribute.Strategy; a second call returns the first one's.
 
     Raises:
-      ValueError: an unknown kind, or one that does not work with Keras 3; no TPU replies; TF_CONFIG is not a list of
-        workers, or their seeds differ; the call stands inside a scope.
+      ValueError: an unknown kind, or one that does not work with Keras 3; no TPU replies; TF_CONFIG or Slurm's
+        variables do not tell the workers, or their seeds differ; the call stands inside a scope.
       RuntimeError: this process already has another strategy, or computed something before the workers were joined.
 
     Example:
@@ -109,8 +110,13 @@ def _tpu():
 
 def _multi_worker():
     _require_cluster(os.environ.get("TF_CONFIG"))
+    return _joined(tf.distribute.cluster_resolver.TFConfigClusterResolver())
+
+
+def _joined(resolver):
+    """The strategy over the workers of a cluster, corrected."""
     try:
-        joined = tf.distribute.MultiWorkerMirroredStrategy()
+        joined = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:                          # "... must be configured at program startup"
         raise RuntimeError(f"distribute.strategy must join the workers before TensorFlow computes anything. Received: "
                            f"{error}. Move the call to the top of the script.") from error
@@ -131,9 +137,10 @@ def _require_cluster(text):
             TF_CONFIG=text, do=remedy)
 
 
-_MAKERS = {"tpu": _tpu, "multi_worker": _multi_worker,
+_MAKERS = {"tpu": _tpu, "multi_worker": _multi_worker, "slurm": lambda: _joined(_slurm.resolver()),
            "mirrored": lambda: tf.distribute.MirroredStrategy(_devices())}
 _WHY = {"tpu": "{replicas} TPU cores", "multi_worker": "{replicas} replicas on the workers that TF_CONFIG names",
+        "slurm": "{replicas} replicas on the tasks of this Slurm job step",
         "mirrored": "{replicas} devices of this machine"}
 
 
