@@ -375,26 +375,6 @@ def test_what_a_bad_fold_is():
     assert not _folds.is_bad([.9, .4], [.5, .3], "min")
 
 
-@pytest.mark.slow
-def test_cross_validate_is_a_loop_over_folds():
-    from tfopt import data
-
-    def fixed():
-        return build(_oracles.space_from([], {"units": 4, "rate": 0.1}))
-
-    table = tune.cross_validate(fixed, *TRAIN, folds=3, epochs=2, batch_size=25, seed=1)
-    assert list(table.columns) == ["accuracy", "loss"]
-    for fold, (inside, outside) in enumerate(_folds.split(TRAIN[1], 3, 1)):
-        seed = _oracles.derived(1, "fold", fold) % 2**31
-        keras.utils.set_random_seed(seed)
-        model = fixed()
-        model.fit(data.arrays(TRAIN[0][inside], TRAIN[1][inside], 25, seed=seed), epochs=2, verbose=0, shuffle=False)
-        loss = model.evaluate(TRAIN[0][outside], TRAIN[1][outside], verbose=0)[0]
-        assert table.loss[fold] == pytest.approx(loss, rel=1e-5)
-    with pytest.raises(ValueError, match="`folds` must be at least 2 and at most"):
-        tune.cross_validate(fixed, TRAIN[0][:3], TRAIN[1][:3], folds=4)
-
-
 # Several objectives
 
 

@@ -24,7 +24,8 @@ from tfopt import augment, cluster, data, distill, prune, quantize, regularizers
 
 # What functions return and users hold, and the base of one's own operations: nobody calls these with arguments.
 NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.ClassReport",
-              "report.Explanation", "report.Robustness", "report.Row", "report.Table", "schedules.Finding"}
+              "report.Explanation", "report.Robustness", "report.Row", "report.Table", "schedules.Finding",
+              "tune.CrossValidation"}
 
 
 def public():
@@ -257,7 +258,8 @@ def calls(directory):
         "tune.Search": {"build": network, "objective": "val_loss", "algorithm": "random", "max_trials": 1,
                         "directory": path, "limits": None, "folds": None, "seed": 0, "keep_weights": 1},
         "tune.augmentation": {"hp": space(), "flip": True, "seed": 0},
-        "tune.cross_validate": {"build": network, "x": x, "y": y, "folds": 2, "epochs": 1, "batch_size": 8, "seed": 0},
+        "tune.cross_validate": {"build": network, "data": (x, y), "folds": 2, "groups": None, "epochs": 1,
+                                "batch_size": 8, "class_weight": None, "seed": 0, "verbose": 0},
         "tune.distillation": {"hp": space()}, "tune.regularizer": {"hp": space(), "low": 1e-6, "high": 0.01},
         "tune.schedule": {"hp": space(), "total": 100, "low": 1e-4, "high": 0.1},
         "tune.shrink_ratio": {"hp": space(), "low": 0.2, "high": 0.9},

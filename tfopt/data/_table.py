@@ -134,7 +134,7 @@ def raw_features(path_or_frame: PathLike | pd.DataFrame, model: keras.Model,
     require(graph is not None and isinstance(graph.input, dict), "`model` must take a dict of columns",
             model=model, do="Pass `.model` of what data.table returns, or such a model loaded from its file.")
     frame = _read(path_or_frame)
-    raw = _raw(frame, model)
+    raw = raw_columns(frame, model)
     return batches(len(frame), batch_size, lambda rows: {name: tf.gather(value, rows) for name, value in raw.items()},
                    view=View(lambda element, epoch, rows: element), shuffle=False, seed=0)
 
@@ -341,13 +341,13 @@ def _dataset(frame, fitted, batch_size):
 
 def _matrix(model, frame):
     """float32[rows, features], a chunk at a time."""
-    raw = _raw(frame, model)
+    raw = raw_columns(frame, model)
     chunks = [model({name: value[start:start + CHUNK] for name, value in raw.items()}).numpy()
               for start in range(0, max(1, len(frame)), CHUNK)]
     return np.concatenate(chunks)
 
 
-def _raw(frame, model):
+def raw_columns(frame, model):
     """{name: tensor [n, 1]} of the columns that the inputs of `model` name."""
     require(isinstance(model.input, dict), "it needs a model that takes a dict of columns",
             model=model.name,
