@@ -543,8 +543,8 @@ def test_empty_class_folders_are_named(folder):
     (folder / "emu").mkdir()
     (folder / "emu" / "notes.txt").write_text("x")
     assert data.scan_images(folder).empty == ["emu"]
-    assert str(data.scan_images(folder)).endswith("1 sub-folders without an image: emu.")
-    with pytest.warns(UserWarning, match="1 sub-folders without an image: emu"):
+    assert str(data.scan_images(folder)).endswith("1 sub-folders without images: emu.")
+    with pytest.warns(UserWarning, match="1 sub-folders without images: emu"):
         dataset = plain(folder)
     assert dataset.class_names == ["cat", "dog", "emu"]
 

@@ -23,9 +23,9 @@ import tfopt
 from tfopt import augment, cluster, data, distill, prune, quantize, regularizers, report, schedules
 
 # What functions return and users hold, and the base of one's own operations: nobody calls these with arguments.
-NOT_CALLED = {"augment.Op", "compress.Result", "data.ImageReport", "data.TablePreprocessor", "report.ClassReport",
-              "report.Explanation", "report.Robustness", "report.Row", "report.Table", "schedules.Finding",
-              "tune.CrossValidation"}
+NOT_CALLED = {"augment.Op", "compress.Result", "data.AudioReport", "data.ImageReport", "data.TablePreprocessor",
+              "report.ClassReport", "report.Explanation", "report.Robustness", "report.Row", "report.Table",
+              "schedules.Finding", "tune.CrossValidation"}
 
 
 def public():
@@ -103,6 +103,16 @@ def _images(directory):
     return str(folder)
 
 
+def _sounds(directory):
+    folder = pathlib.Path(directory, "sounds")
+    if not folder.exists():
+        for name in ("cat", "dog"):
+            (folder / name).mkdir(parents=True)
+            for i in range(3):
+                (folder / name / f"{i}.wav").write_bytes(tf.audio.encode_wav(np.full((64, 1), 0.1), 16000).numpy())
+    return str(folder)
+
+
 @functools.cache
 def _preprocessor():
     return data.table(_frame(), "price", 4)[2].model
@@ -177,6 +187,9 @@ def calls(directory):
         "data.arrays": {"x": x, "y": y, "batch_size": 4, "sample_weight": None, "augment": None, "shuffle": True,
                         "seed": 0},
         "data.full_batches": {"dataset": tf.data.Dataset.from_tensor_slices(x).batch(3), "batch_size": 4},
+        "data.audio_folder": {"directory": _sounds(directory), "batch_size": 2, "output_sequence_length": 32,
+                              "spectrogram": None, "validation_split": 0, "augment": None, "shuffle": True, "seed": 0,
+                              "on_error": "raise"},
         "data.image_folder": {"directory": _images(directory), "image_size": 8, "batch_size": 2,
                               "validation_split": 0, "augment": None, "cache": None, "shuffle": True, "seed": 0,
                               "on_error": "raise", "max_pixels": 1000, "root": None},
@@ -313,8 +326,8 @@ FRESH = {"a generator": lambda: iter(()), "a generator of batches": lambda: (np.
          "a generator without end": lambda: itertools.repeat((np.ones((4, 4), "float32"), np.zeros(4)))}
 # Arguments that take a function of the user's, whose errors are the user's and come out as they are.
 USERS_OWN = {"average.weights.score", "average.views.views", "shrink.channels.importance", "shrink.register.rule",
-             "data.arrays.augment", "data.arrays.batch_size", "data.image_folder.augment", "compress.run.measure",
-             "tune.Search.build", "tune.cross_validate.build"}
+             "data.arrays.augment", "data.arrays.batch_size", "data.audio_folder.augment", "data.image_folder.augment",
+             "compress.run.measure", "tune.Search.build", "tune.cross_validate.build"}
 NEVER = {"b'bytes'", "an object", "1j", "complex numbers", "a generator without end", "a PyDataset class",
          "a model of Keras 2", "a sparse tensor"}          # no argument takes these
 

@@ -52,6 +52,7 @@ training.py
 
 datasets.py
     Dataset._inputs, _functions                   TF 2.21         what a data set is made of, and calls
+    audio_dataset_utils.read_and_decode_audio     3.15            how audio_dataset_from_directory reads one file
 
 workers.py
     TensorFlowTrainer._maybe_symbolic_build       3.15            builds a model from the first batch of the replicas
@@ -90,7 +91,7 @@ require(tuple(int(part) for part in keras.__version__.split(".")[:2]) >= (3, 15)
         "tfopt needs Keras >= 3.15", version=keras.__version__, do="Run `pip install -U keras`.", error=ImportError)
 
 from .config import ConfigFromArguments, serializable  # noqa: E402
-from .datasets import datasets_in, holds_resources, shuffled_by, without_autotune  # noqa: E402
+from .datasets import datasets_in, holds_resources, read_audio, shuffled_by, without_autotune  # noqa: E402
 from .graph import (  # noqa: E402
     Functional,
     NotALayer,
@@ -133,6 +134,6 @@ __all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAr
            "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
            "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped",
            "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in", "own_variables",
-           "parts_of", "patch_workers", "producer", "randomness", "replay", "same_randomness", "schedule_of",
-           "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "slurm_hosts", "slurm_tasks",
-           "task_loss", "tf", "uses", "uses_for", "without_autotune"]
+           "parts_of", "patch_workers", "producer", "randomness", "read_audio", "replay", "same_randomness",
+           "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "slurm_hosts",
+           "slurm_tasks", "task_loss", "tf", "uses", "uses_for", "without_autotune"]

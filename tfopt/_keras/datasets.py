@@ -3,6 +3,7 @@
 import contextlib
 
 import tensorflow as tf
+from keras.src.utils.audio_dataset_utils import read_and_decode_audio as read_audio  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class ImageReport:
       1 of 120 images is bad: cat/3.jpg (empty file).
     """
 
+    noun: typing.ClassVar[str] = "image"
     files: int
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     odd: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -75,7 +76,7 @@ class ImageReport:
     empty: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.bad)} of {self.files} images {'is' if len(self.bad) == 1 else 'are'} bad"
+        lines = [f"{len(self.bad)} of {self.files} {self.noun}s {'is' if len(self.bad) == 1 else 'are'} bad"
                  + _first(self.bad, ": ")]
         if self.odd:
             lines.append(f"{len(self.odd)} can be decoded but {'is' if len(self.odd) == 1 else 'are'} unusual"
@@ -83,7 +84,7 @@ class ImageReport:
         if self.ignored:
             lines.append(f"{len(self.ignored)} other files: {', '.join(self.ignored[:5])}.")
         if self.empty:
-            lines.append(f"{len(self.empty)} sub-folders without an image: {', '.join(self.empty[:5])}.")
+            lines.append(f"{len(self.empty)} sub-folders without {self.noun}s: {', '.join(self.empty[:5])}.")
         return " ".join(lines)
 
 
@@ -254,7 +255,7 @@ def _described(dataset, found, sources, report):
     paths = list(found.files.values())
     dataset.class_names, dataset.report = found.class_names, report
     dataset.file_paths = [str(paths[source]) for source in sources]
-    dataset.class_weight = _class_weight(found.labels[sources]) if found.class_names else None
+    dataset.class_weight = class_weight(found.labels[sources]) if found.class_names else None
     return dataset
 
 
@@ -287,7 +288,7 @@ def _shape_of(image_size):
     return shape if len(shape) == 3 else (*shape, 3)
 
 
-def _class_weight(labels):
+def class_weight(labels):
     found, counts = np.unique(labels, return_counts=True)
     return {int(label): len(labels) / (len(found) * int(count)) for label, count in zip(found, counts, strict=True)}
 

@@ -37,27 +37,37 @@ class Listing:
 
 def list_images(path, root):
     """The Listing of all images below a folder, or that a CSV names."""
-    return _from_csv(path, root) if _is_csv(path) else _walk(path)
+    return _from_csv(path, root) if _is_csv(path) else walk(path)
 
 
 def list_labeled(path, root):
     """The Listing of the images with labels: of sub-folders, or of a CSV."""
     if _is_csv(path):
         return _from_csv(path, root)
-    found = _walk(path)
-    classes = sorted(entry.name for entry in found.root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
+    found = walk(path)
+    if not _classes(found):
         tables = [name for name in found.ignored if name.endswith(".csv")]
         require(len(tables) == 1, "there must be a sub-folder for each class, or one CSV of files and labels",
                 directory=str(found.root), csv=tables)
         return _from_csv(found.root / tables[0], root)
+    return by_class(found)
+
+
+def by_class(found, suffixes=SUFFIXES):
+    """A Listing with labels, by the sub-folders of its root."""
+    classes = _classes(found)
     stray = [name for name in found.files if "/" not in name]
     files = {name: path for name, path in found.files.items() if "/" in name}
-    require(files, "there must be images in the sub-folders", directory=str(found.root), suffixes=SUFFIXES)
+    require(files, f"there must be {'images' if suffixes == SUFFIXES else 'sounds'} in the sub-folders",
+            directory=str(found.root), suffixes=suffixes)
     number = {name: number for number, name in enumerate(classes)}
     labels = np.array([number[name.split("/")[0]] for name in files], np.int32)
     return dataclasses.replace(found, files=files, ignored=sorted(found.ignored + stray), labels=labels,
                                class_names=classes)
+
+
+def _classes(found):
+    return sorted(entry.name for entry in found.root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _from_csv(path, root):
@@ -72,7 +82,7 @@ def _from_csv(path, root):
     labels, class_names = encode_target(frame.iloc[:, 1])
     home = path.resolve().parent
     files = {name: _allowed(home, name, path, root) for name in names}
-    others = _walk(home)
+    others = walk(home)
     ignored = sorted({*others.files, *others.ignored} - {*files, path.name})
     return Listing(home, files, ignored, labels=labels, class_names=class_names)
 
@@ -92,14 +102,14 @@ def _is_csv(path):
     return path.suffix == ".csv" and path.is_file()
 
 
-def _walk(path):
-    """The Listing of the images below a folder, through links too; hidden files are passed over."""
+def walk(path, suffixes=SUFFIXES):
+    """The Listing of the images (or other files) below a folder, through links too; hidden files are passed over."""
     require(path.is_dir(), "`directory` must be a folder, or a CSV of files and labels", directory=str(path))
     root = path.resolve()
     names = sorted(pathlib.Path(folder, file).relative_to(root).as_posix()
                    for folder, files in _folders(root) for file in files)
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    files = {name: root / name for name in names if name.lower().endswith(SUFFIXES)}
+    files = {name: root / name for name in names if name.lower().endswith(suffixes)}
     filled = {name.split("/")[0] for name in files}
     empty = sorted(entry.name for entry in root.iterdir()
                    if entry.is_dir() and not entry.name.startswith(".") and entry.name not in filled)
