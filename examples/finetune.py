@@ -77,8 +77,8 @@ def split(data, seed):
     return [(x[order][part[order]], y[order][part[order]]) for part in (train, choose, test)]
 
 
-def ways(epochs):
-    """{name: (frozen until, decay, callbacks)} of the ways to train; blocks are thawed in the first half."""
+def methods(epochs):
+    """{method: (frozen until, decay, callbacks)}; blocks are thawed in the first half."""
     def thaw():
         return [finetune.Unfreeze(every=epochs // 10)]
 
@@ -88,7 +88,7 @@ def ways(epochs):
 
 
 def main(quick=False, save="results"):
-    """Prints and saves the table; returns the accuracy of each seed and way, in percent."""
+    """Prints and saves the table; returns the accuracy of each seed and method, in percent."""
     folder = pathlib.Path(save)
     folder.mkdir(parents=True, exist_ok=True)
     source, target, title = load(quick)
@@ -101,7 +101,7 @@ def main(quick=False, save="results"):
     rows = []
     for seed in range(seeds):
         train, choose, test = split(target, seed)
-        for name, (frozen, decay, callbacks) in ways(epochs).items():
+        for name, (frozen, decay, callbacks) in methods(epochs).items():
             runs = []
             for rate in tried:
                 keras.utils.set_random_seed(seed)
@@ -113,17 +113,17 @@ def main(quick=False, save="results"):
                 fit(model, train, rate, epochs, decay=decay, callbacks=callbacks())
                 runs.append((accuracy(model, choose), rate, model))
             _, rate, model = max(runs, key=lambda run: run[0])
-            rows.append({"way": name, "seed": seed, "rate": rate, "accuracy": 100 * accuracy(model, test)})
+            rows.append({"method": name, "seed": seed, "rate": rate, "accuracy": 100 * accuracy(model, test)})
     print(finetune.plan(model))
     rows = pd.DataFrame(rows)
-    table = rows.groupby("way", sort=False).accuracy.agg(["mean", "std"]).round(1)
-    gains = rows.pivot(index="seed", columns="way", values="accuracy").sub(
-        rows[rows.way == "fine-tuning"].set_index("seed").accuracy, axis=0)
-    table["gain"], table["gain std"] = gains.mean().round(1), gains.std().round(1)
+    plain = rows[rows.method == "fine-tuning"].set_index("seed").accuracy
+    rows["gain"] = rows.accuracy - rows.seed.map(plain)
+    table = rows.groupby("method", sort=False)[["accuracy", "gain"]].agg(["mean", "std"]).round(1)
     print(f"\n{title}, {LABELS} labels a class, {seeds} seeds, accuracy in %; gain over fine-tuning, seed by seed\n"
           f"{table}\n")
-    rows.round(2).to_csv(folder / "finetune.csv", index=False)
-    assert table["mean"]["fine-tuning"] > table["mean"]["from scratch"] or quick, "what was learned before helps"
+    rows.round({"accuracy": 2, "gain": 2}).to_csv(folder / "finetune.csv", index=False)
+    means = table["accuracy", "mean"]
+    assert means["fine-tuning"] > means["from scratch"] or quick, "what was learned before helps"
     return rows
 
 

@@ -70,3 +70,14 @@ def test_imbalanced(tmp_path, capsys):
     assert "2,000 test examples, 6.0% of class 1" in capsys.readouterr().out
     assert (tmp_path / "imbalanced_classes.png").stat().st_size > 5_000
     assert (tmp_path / "imbalanced_card.md").read_text().startswith("---\nlibrary_name: keras")
+
+
+@pytest.mark.slow
+def test_finetune(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", no_internet)
+    rows = example("finetune").main(quick=True, save=tmp_path).set_index("method")
+    assert list(rows.index) == ["from scratch", "head alone", "fine-tuning", "layer-wise rates", "unfreezing", "both"]
+    assert rows.accuracy.between(20, 100).all()
+    np.testing.assert_allclose(rows.gain, rows.accuracy - rows.accuracy["fine-tuning"])
+    assert "MNIST's 0 to 4, then its 5 to 9, 10 labels a class, 1 seeds" in capsys.readouterr().out
+    assert (tmp_path / "finetune.csv").exists()
