@@ -33,6 +33,19 @@ class Program:
     images: bool = False
 
 
+class Stateful(keras.Model):
+    """Subclassed, with a state that moves on every call and a random layer."""
+
+    def __init__(self):
+        super().__init__(name="stateful")
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+        self.drop, self.flat, self.dense = layers.Dropout(0.5), layers.Flatten(), layers.Dense(3)
+
+    def call(self, x, training=False):
+        self.calls.assign_add(1.0)
+        return self.dense(self.flat(self.drop(x, training=training)))
+
+
 def program(make):
     PROGRAMS[make.__name__] = make
     return make

@@ -32,3 +32,6 @@ def test_it_runs(path, tmp_path):
     kinds = {kind for output in shown for kind in output.get("data", ())}
     assert {"text/html", "image/png"} <= kinds, "a table and a picture"
     assert not [output for output in shown if output.output_type == "error"]
+    drawn = [cell for cell in book.cells if ".plot(" in cell.source.splitlines()[-1]]
+    assert drawn
+    assert all(sum("image/png" in output.get("data", ()) for output in cell.outputs) == 1 for cell in drawn), "once"

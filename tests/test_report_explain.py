@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from programs import Stateful
 from scipy import ndimage, stats
 
 from tfopt import quantize, report
@@ -264,17 +265,6 @@ def test_constant_maps_agree_with_nothing(rng):
 
 
 # ---- nothing changes; refusals; looks
-
-class Stateful(keras.Model):
-    def __init__(self):
-        super().__init__(name="stateful")
-        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
-        self.drop, self.flat, self.dense = L.Dropout(0.5), L.Flatten(), L.Dense(3)
-
-    def call(self, x, training=False):
-        self.calls.assign_add(1.0)
-        return self.dense(self.flat(self.drop(x, training=training)))
-
 
 def test_models_and_random_states_are_left_as_they_were(rng):
     x, models = rng.normal(size=(2, *SIZE)).astype("float32"), [network(activation="softmax"), Stateful()]

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as L
 from PIL import Image
+from programs import Stateful
 from scipy import ndimage
 
 from tfopt import quantize, report
@@ -325,22 +326,9 @@ def test_numbers_get_an_error(rng):
 
 # ---- nothing changes; refusals; looks
 
-class Counting(keras.Model):
-    """Subclassed, with a state that moves on every call and a random layer."""
-
-    def __init__(self):
-        super().__init__(name="counting")
-        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
-        self.drop, self.flat, self.dense = L.Dropout(0.5), L.Flatten(), L.Dense(3)
-
-    def call(self, x, training=False):
-        self.calls.assign_add(1.0)
-        return self.dense(self.flat(self.drop(x, training=training)))
-
-
 def test_models_and_random_states_are_left_as_they_were(rng):
     x, y = photos(rng, 20, 1, (8, 8)), rng.integers(0, 3, 20)
-    models = [network(), Counting()]
+    models = [network(), Stateful()]
     models[1](x.astype("float32"))
 
     def values():

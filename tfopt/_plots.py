@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import textwrap
 
 import matplotlib.figure
 import numpy as np
@@ -48,6 +49,16 @@ def style(axes):
 
 def title(axes, text):
     axes.set_title(text, loc="left", color=INK, fontsize=11)
+
+
+def wrapped(text, width):
+    """A name on as many lines of up to `width` characters as it takes.
+
+    Example:
+      >>> wrapped("activation_of_the_layer", 15)
+      'activation_of_\\nthe_layer'
+    """
+    return "\n".join(part.replace("_ ", "_") for part in textwrap.wrap(text.replace("_", "_ "), max(width, 4)))
 
 
 def save(figure, path, dpi=150):

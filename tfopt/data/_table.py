@@ -9,6 +9,7 @@ import pandas as pd
 
 from .._check import BATCH_SIZE, FLAG, NO, PATH, SEED, TEXT, Instance, Number, OneOf, checked, require
 from .._keras import graph_of, keras, tf
+from .._tables import Frame
 from .._typing import Dataset, PathLike
 from ._arrays import View, arrays, batches
 
@@ -254,7 +255,7 @@ def _fit(rows, missing, rule, act, scale):
             fit |= _fit_category(_text(rows[name])[keep], how, isinstance(missing, dict) and name in missing)
         fits[name] = fit
     columns = ["kind", "missing", "fill", "low", "high", "outliers", "center", "scale", "categories"]
-    return pd.DataFrame.from_dict(fits, orient="index").reindex(columns=columns), keep
+    return Frame.from_dict(fits, orient="index").reindex(columns=columns), keep
 
 
 def _fit_number(values, how, scale):

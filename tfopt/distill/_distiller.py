@@ -121,6 +121,11 @@ class Distiller(keras.Model):
         models = self._hidden.models
         return models if len(models) > 1 else models[0] if models else None
 
+    def __repr__(self) -> str:
+        names = ", ".join(model.name for model in self._hidden.models) or "cached logits"
+        given = "a moving average" if isinstance(self._hidden.given, MovingAverage) else names
+        return f"<Distiller {given} -> {self.student.name}: {', '.join(map(repr, self._hidden.losses))}>"
+
     def _projector(self, channels, shape):
         layer = keras.layers.Dense(channels, name=f"projector_{len(self.projectors)}", dtype=self.variable_dtype,
                                    kernel_initializer=keras.initializers.GlorotUniform(len(self.projectors)))

@@ -5,6 +5,7 @@ import pandas as pd
 from .. import _data, _models
 from .._check import MODEL, checked
 from .._keras import graph_of, keras, mask_of, parts_of, tf
+from .._tables import Frame
 from .._typing import Dataset
 from ._corrected import CLIPS, GlobalBatchOptimizer, unsynchronized
 from ._strategy import made, replicas_here
@@ -46,7 +47,7 @@ def diagnose(model: keras.Model, data: Dataset | None = None) -> pd.DataFrame:
     optimizer = getattr(model, "optimizer", None)
     rows = [*_of_scope(model), *_of_compile(model), *_of_optimizer(optimizer), *_of_class(model), *_of_outputs(model),
             *_of_layers(model), *_of_data(data)]
-    return pd.DataFrame(rows, columns=["part", "finding", "effect", "do"])
+    return Frame(rows, columns=["part", "finding", "effect", "do"])
 
 
 def _of_scope(model):

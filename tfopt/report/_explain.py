@@ -107,7 +107,7 @@ class Explanation:
             first.set_xlabel(f"target {self.images.loc[(next(iter(self.maps)), row), 'target']}", fontsize=8)
         _plots.title(axes[0, 0], "image")
         for axis, name in zip(axes[0, 1:], self.maps, strict=True):
-            _plots.title(axis, name)
+            _plots.title(axis, _plots.wrapped(name, 17))
         return _plots.save(figure, path)
 
     def __str__(self) -> str:

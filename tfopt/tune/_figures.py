@@ -7,7 +7,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .._check import require
-from .._plots import BLUE, GRAY, INK, ORANGE, Figure, style, title
+from .._plots import BLUE, GRAY, INK, ORANGE, Figure, style, title, wrapped
 from ._importance import shares
 from ._study import costs, front
 
@@ -59,7 +59,7 @@ def history(axes, trials, scores, name, way):
 
 def bars(axes, shares, name):
     shares = shares.nlargest(10)
-    axes.barh(shares.index, shares, color=BLUE, height=.6)
+    axes.barh([wrapped(name, 22) for name in shares.index], shares, color=BLUE, height=.6)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     title(axes, "importance")
@@ -91,7 +91,7 @@ def parallel(axes, values, scores, name, way):
     axes.vlines(range(len(columns)), 0, 1, color=GRAY, lw=.8)
     axes.set_xlim(-.3, len(columns) - .3)
     axes.set_ylim(-.12, 1.06)
-    axes.set_xticks(range(len(columns)), columns, fontsize=9)
+    axes.set_xticks(range(len(columns)), [wrapped(column, 120 // len(columns)) for column in columns], fontsize=9)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
