@@ -48,6 +48,14 @@ def test_mnist(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "mnist_curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_sounds(tmp_path, capsys):
+    frame = example("sounds").main(quick=True, save=tmp_path).frame
+    assert frame.loc["augmented", "accuracy"] > frame.loc["clean sounds", "accuracy"] + 0.2
+    assert "Synthetic sounds, made by formulas: 96 clean ones to train on" in capsys.readouterr().out
+    assert (tmp_path / "sounds.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(("quick", "count", "title"), [(False, 6000, "MNIST"), (True, 5000, "MNIST, its first 5,000")])
 def test_mnist_itself_is_used_where_it_can_be_had(monkeypatch, capsys, quick, count, title):
     digits = np.zeros((6000, 28, 28), "uint8"), np.zeros(6000, "uint8")

@@ -7,7 +7,23 @@ import warnings
 
 import numpy as np
 
-from .._check import BATCH_SIZE, FLAG, NO, PATH, SEED, Instance, ListOf, Number, OneOf, Rule, Whole, checked, require
+from .._check import (
+    BATCH_SIZE,
+    FLAG,
+    NO,
+    PATH,
+    SEED,
+    Instance,
+    ListOf,
+    Number,
+    OneOf,
+    Rule,
+    Whole,
+    checked,
+    refusal,
+    require,
+    said,
+)
 from .._keras import keras, read_audio, tf
 from .._typing import Dataset, PathLike
 from ._arrays import AUGMENT, View, batches, training_view, validation_view
@@ -101,7 +117,7 @@ def audio_folder(directory: PathLike, batch_size: int, *, output_sequence_length
       ...         _ = (root / name / f"{i}.wav").write_bytes(tf.audio.encode_wav(wave, 8000).numpy())
       >>> train, validation = audio_folder(root, 2, validation_split=0.3)
       >>> train.class_names, train.sampling_rate, len(train.file_paths), len(validation.file_paths)
-      (['high', 'low'], 8000, 6, 2)
+      (['high', 'low'], 8000, 7, 1)
       >>> next(iter(train))[0].shape
       TensorShape([2, 903])
     """
@@ -223,7 +239,11 @@ def _one_by_one(layer):
         return lambda waves: waves
 
     def apply(waves):
-        spec = layer.compute_output_spec(keras.KerasTensor((1, waves.shape[1]), "float32"))
+        try:
+            spec = layer.compute_output_spec(keras.KerasTensor((1, waves.shape[1]), "float32"))
+        except Exception as error:                                         # each layer has errors of its own
+            raise refusal("`spectrogram` must make something of waveforms [1, samples]", spectrogram=layer,
+                          samples=waves.shape[1], it_says=said(error)) from error
         return tf.map_fn(lambda wave: layer(wave[None])[0], waves,
                          fn_output_signature=tf.TensorSpec(spec.shape[1:], spec.dtype))
 
