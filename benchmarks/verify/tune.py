@@ -31,7 +31,7 @@ from sklearn.datasets import load_iris
 from tfopt import tune
 
 MEASURED = pathlib.Path(__file__).parents[2] / "docs" / "measured" / "tune.csv"
-ALGORITHMS = ("random", "grid", "bayesian", "hyperband", "tpe")
+ALGORITHMS = ("random", "grid", "bayesian", "hyperband", "tpe", "tpe+asha")
 STUDIES, KILLS, TRIALS, EPOCHS, BATCH, SEED = 5, 5, 5, 2, 38, 0
 
 
