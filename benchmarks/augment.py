@@ -124,7 +124,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, nargs="+", default=[32, 64, 224])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", nargs="+", default=["geometric", "ten", "gray", "policy", "others", "quality"])
+    parser.add_argument("--only", nargs="+", default=["geometric", "ten", "gray", "policy", "single", "others",
+                                                                 "quality"])
     arguments = parser.parse_args()
     geometric = [augment.Flip(), augment.Rotate(0.05), augment.Zoom(0.2), augment.Translate(0.1), augment.Shear(0.1)]
     colors = [augment.Brightness(0.2), augment.Contrast(0.2), augment.Saturation(0.3), augment.Hue(0.1)]
@@ -159,6 +160,11 @@ def main():
         compare("RandAugment, 64 px", {"tfopt": ours([augment.RandAugment(2, 0.5)], x),
                                        "keras.layers": keras_chain([layers.RandAugment(num_ops=2, factor=0.5)], x)}, x,
                 arguments.rounds)
+    if "single" in arguments.only:
+        compare("AugMix, 64 px", {"tfopt": ours([augment.AugMix()], x),
+                                  "keras.layers": keras_chain([layers.AugMix()], x)}, x, arguments.rounds)
+        compare("MotionBlur, 64 px", {"tfopt": ours([augment.MotionBlur()], x)}, x, arguments.rounds)
+        compare("JPEG, 64 px", {"tfopt": ours([augment.JPEG()], x)}, x, arguments.rounds)
     if "others" in arguments.only:
         candidates = {"tfopt": ours(geometric, x), "ImageDataGenerator": generator(x)}
         try:

@@ -355,6 +355,8 @@ def test_rotated_boxes_hold_their_corners():
     (lambda: augment.Zoom((-1, 0)), "`height_factor` must be a number or a pair"),
     (lambda: augment.Zoom((0.8, 1.2)), r"added to 1: write \(-0.2, 0.2\) for 0.8 to 1.2 times"),
     (lambda: augment.Contrast((0.5, 1.5)), "It is added to 1"),
+    (lambda: augment.Zoom((0.8, 1.0)), r"added to 1: write \(-0.2, 0\) for 0.8 to 1 times"),
+    (lambda: augment.Speed((1, 1.2)), r"added to 1: write \(0, 0.2\) for 1 to 1.2 times"),
     (lambda: augment.Brightness((0.8, 1.2)), r"For 0.8 to 1.2 times write \(0.2, multiply=True\)"),
     (lambda: augment.Brightness(0.2, multiply=1), "`multiply` must be True or False"),
     (lambda: augment.Pipeline([augment.Op()]), "must have one of the methods"),

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from tfopt import augment
+from tfopt.augment import _random
 
 
 def pictures(rng, count=3, size=(13, 18), channels=3):
@@ -17,7 +18,8 @@ def pictures(rng, count=3, size=(13, 18), channels=3):
 
 
 def view(ops, images, **settings):
-    return augment.Pipeline(ops, jit_compile=False, **settings).apply(images, epoch=0, index=range(len(images))).numpy()
+    pipeline = augment.Pipeline(ops, **{"jit_compile": False, **settings})
+    return pipeline.apply(images, epoch=0, index=range(len(images))).numpy()
 
 
 def test_gray_and_negative_equal_pillow(rng):
@@ -109,6 +111,66 @@ def test_aug_mix_is_a_mix_of_chains(rng):
     assert (moved == flat).all((1, 2, 3)).mean() > 0.6     # all but equalize and solarize
     little, much = (view([augment.AugMix(factor=factor)], images).astype(int) for factor in (0.1, 0.9))
     assert np.abs(little - images).mean() < np.abs(much - images).mean()
+
+
+def slow_chain(image, choices, signed, strength, mode):
+    """One chain of AugMix on uint8[height, width, 3] as float64, by Pillow and SciPy."""
+    height, width = image.shape[:2]
+    rows, columns = np.mgrid[:height, :width].astype(float)
+    y, x = rows - (height - 1) / 2, columns - (width - 1) / 2
+    for choice, way, much in zip(choices, signed, strength, strict=True):
+        if choice < 0:
+            continue
+        name = augment.AugMix.names[choice]
+        part, angle = way * augment.AugMix.limits.get(name, 0), 0.0
+        levels = Image.fromarray(image.round().clip(0, 255).astype("uint8"))
+        if name == "autocontrast":
+            image = (image - image.min((0, 1))) * 255 / np.ptp(image, (0, 1))
+        elif name == "equalize":
+            image = np.asarray(ImageOps.equalize(levels)).astype(float)
+        elif name == "posterize":
+            image = np.asarray(ImageOps.posterize(levels, 8 - round(much * 4))).astype(float)
+        elif name == "solarize":
+            image = np.where(image >= 255 * (1 - much), 255 - image, image)
+        else:
+            angle = np.deg2rad(part) if name == "rotate" else 0.0
+            across = np.cos(angle) * x + ((part if name == "shear_x" else 0) - np.sin(angle)) * y
+            down = ((part if name == "shear_y" else 0) + np.sin(angle)) * x + np.cos(angle) * y
+            across += part * width if name == "translate_x" else 0
+            down += part * height if name == "translate_y" else 0
+            place = down + (height - 1) / 2, across + (width - 1) / 2
+            image = np.stack([ndimage.map_coordinates(image[..., c], place, order=1, mode=mode) for c in range(3)], -1)
+    return image
+
+
+@pytest.mark.parametrize(("fill_mode", "scipy"), [("reflect", "reflect"), ("nearest", "nearest")])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_aug_mix_equals_a_slow_reference(rng, fill_mode, scipy, jit_compile):
+    count, op = 48, augment.AugMix(width=2, depth=1, factor=0.8)
+    images = pictures(rng, count)
+    found = view([op], images.astype("float32"), fill_mode=fill_mode, jit_compile=jit_compile)
+    keys = _random.example_keys(0, tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64))
+    weights, choices, signed, strength = (part.numpy() for part in op.parameters(
+        _random.uniform(keys, {0: op.draws})[0], images.shape[1:]))
+    assert len(np.unique(choices)) == 9
+    far = 0
+    for k, image in enumerate(images.astype(float)):
+        chains = [slow_chain(image, choices[k, c], signed[k, c], strength[k, c], scipy) for c in range(2)]
+        expected = (1 - weights[k].sum()) * image + np.tensordot(weights[k], chains, 1)
+        far += np.abs(found[k] - expected).max() > 0.1
+        assert np.abs(found[k] - expected).max() < 30           # a threshold, met or just missed
+    assert far <= 1
+    other = view([op], images.astype("float32"), fill_mode="wrap")
+    assert np.abs(other - found).max() > 20                                 # negative control: other edges are seen
+
+
+def test_what_covers_lies_in_the_range():
+    for op in (augment.GridMask(fill_value=999), augment.Erase(fill_value=-1)):
+        with pytest.raises(ValueError, match="`fill_value` must lie within `value_range`"):
+            augment.Pipeline([op])
+    with pytest.raises(ValueError, match="`fill_value` must lie within `value_range`"):
+        augment.Pipeline([], fill_mode="constant", value_range=(0, 1), fill_value=9)
+    augment.Pipeline([augment.GridMask(fill_value=999)], value_range=(0, 1000))
 
 
 @pytest.mark.slow

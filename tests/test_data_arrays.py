@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from tfopt import data, distill, distribute
+from tfopt import augment, data, distill, distribute
 
 
 def passes(dataset, count):
@@ -207,3 +207,20 @@ def test_batches_grow_by_a_function_of_the_epoch():
             data.arrays(np.arange(10), None, wrong)
     with pytest.raises(tf.errors.UnknownError, match=r"never less than for the one before. Received: epoch=1"):
         passes(data.arrays(np.arange(10), None, lambda epoch: 4 - epoch), 2)
+
+
+def test_several_views_of_each_example(rng):
+    """Beside targets and weights; the last batch is short."""
+    images, labels = rng.integers(0, 256, (7, 6, 6, 3)).astype("uint8"), np.arange(7)
+    pipeline = augment.Pipeline([augment.Flip(), augment.Rotate()], jit_compile=False)
+    dataset = data.arrays(images, labels, 3, sample_weight=labels + 1.0, augment=pipeline, repeats=2, shuffle=False)
+    for epoch in range(2):
+        batches = list(dataset)
+        assert [len(views) for views, *_ in batches] == [6, 6, 2]
+        views, after, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
+        np.testing.assert_array_equal(after, labels.repeat(2))
+        np.testing.assert_array_equal(weights, labels.repeat(2) + 1)
+        for v in range(2):
+            np.testing.assert_array_equal(views[v::2], pipeline.apply(images, epoch=2 * epoch + v, index=range(7)))
+    with pytest.raises(ValueError, match="`repeats` needs an augmentation"):
+        data.arrays(images, labels, 3, repeats=2)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from .._check import Number, require
 from .._keras import tf
+from . import _geometry
 from ._op import PROBABILITY, TURN, Op, Range, Tensors, between, operation, per_image
 from ._pixels import Compiled
 
 
 @operation(length=Range(1, 101, number="both"), angle=Range(-1, 1, do=TURN), probability=PROBABILITY)
-class MotionBlur(Op):
+class MotionBlur(Compiled):
     """Blurs along a line: the mean of `length` places about each pixel, a pixel apart, each interpolated.
 
     The image is reflected about its outer edges.
@@ -47,22 +48,16 @@ class MotionBlur(Op):
                low: float, high: float) -> tf.Tensor:
         reach, angle = parameters
         most, total = int(self.length[1] / 2), tf.zeros_like(images)
-        for step in range(-most, most + 1):
+        one, zero = tf.ones_like(angle), tf.zeros_like(angle)
+        size = tuple(map(int, images.shape[1:3]))
+
+        def add(step, total):
+            matrix = tf.stack([one, zero, step * tf.cos(angle), zero, one, -step * tf.sin(angle)], axis=1)
             counts = tf.cast(abs(step) <= reach, tf.float32)
-            total += per_image(counts) * _shifted(images, step * tf.cos(angle), -step * tf.sin(angle), most)
+            return step + 1, total + per_image(counts) * _geometry.resample(images, matrix, size)
+
+        _, total = tf.while_loop(lambda step, total: step < most + 1, add, (tf.constant(-float(most)), total))
         return total / per_image(2 * reach + 1)
-
-
-def _shifted(images, right, down, most):
-    """Values at places so many pixels (float32[batch], at most `most`) to the right and down, bilinear, reflected."""
-    for axis, shift in ((1, down), (2, right)):
-        size, edge = images.shape[axis], [[0, 0]] * 4
-        edge[axis] = [most, most + 1]
-        padded, whole = tf.pad(images, edge, "SYMMETRIC"), tf.floor(shift)
-        start = tf.cast(whole, tf.int32)[:, None] + most + tf.range(size)[None]
-        near, far = (tf.gather(padded, start + more, axis=axis, batch_dims=1) for more in (0, 1))
-        images = near + per_image(shift - whole) * (far - near)
-    return images
 
 
 @operation(quality=Range(1, 100, number="both", whole=True), probability=PROBABILITY)
@@ -114,7 +109,7 @@ class GridMask(Compiled):
       size: from one square to the next, as a fraction of the shorter side: a pair (low, high) of which each image draws
         one, or one number; 0.02 to 1.
       ratio: side of a square as a fraction of that; between 0 and 1.
-      fill_value: what covers them, in units of the value range.
+      fill_value: what covers them, within the value range.
       probability: that an image is changed at all, 0 to 1.
 
     Raises:

@@ -66,6 +66,7 @@ class Op(NotALayer):
     compiled: typing.ClassVar[bool] = False
     mixing: typing.ClassVar[bool] = True               # for `affine`: M is not diagonal
     centering: typing.ClassVar[bool] = True            # for `affine`: N is not zero
+    moving: typing.ClassVar[bool] = False              # for `change`: it also takes the pipeline's settings
 
     def get_config(self) -> dict[str, typing.Any]:
         """The settings, as Keras saves them."""
@@ -109,7 +110,7 @@ class Range(Constraint):
     Args:
       low, high: what both ends lie within.
       number: what f stands for: "around" (-f, f), "up" (0, f) or "both" (f, f).
-      relative: it is added to 1, and (0.8, 1.2) was meant for a library that multiplies by it.
+      relative: it is added to 1, and (0.8, 1.2) or (0.8, 1) was meant for a library that multiplies by it.
       whole: whole numbers only.
       do: what to say of a value that does not fit.
 
@@ -137,7 +138,7 @@ class Range(Constraint):
         return {"around": (-value, value), "up": (0, value), "both": (value, value)}[self.number]
 
     def _around_one(self, ends):
-        return self.relative and 0 < ends[0] < 1 < ends[1]
+        return self.relative and 0 < ends[0] <= 1 <= ends[1] and ends[0] < ends[1]
 
     def hint(self, value):
         if (isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, numbers.Real) for end in value)

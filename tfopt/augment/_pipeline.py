@@ -51,7 +51,7 @@ class Pipeline(keras.layers.Layer):
       value_range: (lowest, highest) value of the images that come in: (0, 255), (0, 1), (-1, 1) ...
       output_range: the range of the views; None keeps the range and the dtype. Otherwise the views are of the layer's
         dtype (float32), also when not training.
-      fill_value: what "constant" shows, in units of `value_range`.
+      fill_value: what "constant" shows, within `value_range`.
       jit_compile: compile with XLA. False computes the same (to 0.01 of 255) with single kernels, several times slower:
         where TensorFlow has no XLA, or to look inside.
       bounding_box_format: of boxes, one of Keras' names: "xyxy" (left, top, right, bottom), "xywh", "center_xywh",
@@ -112,6 +112,11 @@ class Pipeline(keras.layers.Layer):
             default = inspect.signature(type(self).__init__).parameters[name].default
             require(value == default, f"`{name}` is about images", ops=[type(op).__name__ for op in listed],
                     do="Leave it out.", **{name: value})
+        for owner in () if self._kind else [*listed, *([self] if fill_mode == "constant" else [])]:
+            fill = fill_value if owner is self else getattr(owner, "fill_value", None)
+            require(fill is None or value_range[0] <= fill <= value_range[1],
+                    "`fill_value` must lie within `value_range`, whose units it has", fill_value=fill,
+                    value_range=tuple(value_range), of=type(owner).__name__)
         self.ops, self.seed, self.fill_mode, self.fill_value = listed, seed, fill_mode, float(fill_value)
         self.value_range = tuple(map(float, value_range))
         self.output_range = output_range and tuple(map(float, output_range))

@@ -294,7 +294,7 @@ class Erase(Compiled):
     Args:
       scale: area of the rectangle as a fraction of the image's: a pair (low, high), or s for (0, s); 0 to 1.
       ratio: its height over its width: a pair (low, high), drawn evenly in the logarithm; 0.1 to 10.
-      fill_value: what covers it, in units of the value range; None for noise, uniform over the range.
+      fill_value: what covers it, within the value range; None for noise, uniform over the range.
       probability: that an image is changed at all, 0 to 1.
 
     Raises:

@@ -1,13 +1,14 @@
 """Policies: each image draws its own few operations from a list of fourteen; their geometry is still one resample."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 
 from .._check import Number, Whole
-from .._keras import tf
+from .._keras import in_xla, tf
 from . import _color, _geometry, _pixels
 from ._op import Op, Tensors, only, operation, per_image
 
@@ -208,8 +209,8 @@ class AugMix(Op):
     Each of `width` chains draws 1 to `depth` of nine operations (autocontrast, equalize, posterize, rotate, solarize,
     shear and shift in x and y: none that looks like noise, blur or weather), each with its strength. The chains are
     mixed with weights from Dirichlet(1), and the mix with the image with a share that is uniform in 0 .. 1. What moves
-    in is the mirrored image, whatever the pipeline's `fill_mode`. It is for classification: masks and boxes stay. The
-    paper adds a loss that pulls three views of an image together; that is for the user's `train_step`.
+    in is as the pipeline's `fill_mode` says. It is for classification: masks and boxes stay. The paper adds a loss that
+    pulls three views of an image together; that is for the user's `train_step`.
 
     Args:
       width: number of chains, 1 to 8.
@@ -232,6 +233,7 @@ class AugMix(Op):
     width: int = 3
     depth: int = 3
     factor: float = 0.3
+    moving: typing.ClassVar[bool] = True
     names: typing.ClassVar[tuple[str, ...]] = (
         "autocontrast", "equalize", "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x",
         "translate_y")                                                   # the last five move
@@ -255,34 +257,52 @@ class AugMix(Op):
         return weights, tf.where(drawn, choices, -1), (2 * turns[..., 1] - 1) * self.factor, turns[..., 2] * self.factor
 
     def change(self, images: tf.Tensor, parameters: Tensors, *, noise: Callable[[], tf.Tensor],
-               low: float, high: float) -> tf.Tensor:
-        weights, choices, signed, strength = parameters
-        mixed = images * per_image(1 - tf.reduce_sum(weights, axis=1))
-        for chain in range(self.width):
-            view = images
-            for turn in range(self.depth):
-                view = self._once(view, choices[:, chain, turn], signed[:, chain, turn], strength[:, chain, turn],
-                                  low, high)
-            mixed += view * per_image(weights[:, chain])
-        return mixed
+               low: float, high: float, settings: Mapping[str, typing.Any]) -> tf.Tensor:
+        weights, *drawn = parameters
+        compiled = settings["jit_compile"]
+        once = _tones_and_moves(low, high, settings["fill_mode"], settings["fill_value"], compiled)
+        views = tf.concat([images] * self.width, 0)                       # the chains side by side
+        drawn = [tf.concat(tf.unstack(part, axis=1), 0) for part in drawn]
+        for choice, signed, strength in zip(*(tf.unstack(part, axis=1) for part in drawn), strict=True):
+            views = only(choice == self.names.index("equalize"), lambda some: _pixels.equalize(some, low, high), views)
+            views = once(views, *self._settings(choice, signed, strength, images.shape[1:3]))
+        chains = tf.stack(tf.split(views, self.width), axis=1)
+        mixed = tf.reduce_sum(chains * weights[:, :, None, None, None], axis=1)
+        return images * per_image(1 - tf.reduce_sum(weights, axis=1)) + mixed
 
-    def _once(self, images, choice, signed, strength, low, high):
-        """One operation of each image; `signed` (-factor to factor) is for those of two directions."""
-
-        def chosen(name):
-            return choice == self.names.index(name)
+    def _settings(self, choice, signed, strength, size):
+        """What one operation of each image is, but for equalize; `signed` (-factor to factor) has two directions."""
 
         def amount(name):
-            return tf.where(chosen(name), signed * self.limits[name], 0.0)
+            return tf.where(choice == self.names.index(name), signed * self.limits[name], 0.0)
 
-        images = only(chosen("autocontrast"), lambda some: _pixels.autocontrast(some, low, high), images)
-        images = only(chosen("equalize"), lambda some: _pixels.equalize(some, low, high), images)
         bits = 8 - tf.cast(tf.round(strength * self.limits["posterize"]), tf.int32)
-        images = _pixels.posterize(images, tf.where(chosen("posterize"), bits, 8), low, high)
-        threshold = tf.where(chosen("solarize"), 1 - strength, 2.0)
-        images = _pixels.solarize(images, low + threshold * (high - low), low, high)
-        angle, size = amount("rotate") * (math.pi / 180), tuple(map(int, images.shape[1:3]))
+        bits = tf.where(choice == self.names.index("posterize"), bits, 8)
+        threshold = tf.where(choice == self.names.index("solarize"), 1 - strength, 2.0)
+        angle = amount("rotate") * (math.pi / 180)
         matrix = tf.stack([tf.cos(angle), amount("shear_x") - tf.sin(angle), amount("translate_x") * size[1],
                            amount("shear_y") + tf.sin(angle), tf.cos(angle), amount("translate_y") * size[0]], axis=1)
-        return only(choice >= self.names.index("rotate"), lambda some, matrix: _geometry.resample(some, matrix, size),
-                    images, matrix)
+        return choice == self.names.index("autocontrast"), bits, threshold, matrix, \
+            choice >= self.names.index("rotate")
+
+
+@functools.cache
+def _tones_and_moves(low, high, fill_mode, fill_value, compiled):
+    """What AugMix does to images but for equalize, compiled: as single kernels it takes several times as long.
+
+    Tones and moves by themselves: in one, XLA computes the tones anew for each of the four pixels that a move reads.
+    """
+
+    def tones(images, stretched, bits, threshold):
+        images = tf.where(stretched[:, None, None, None], _pixels.autocontrast(images, low, high), images)
+        images = _pixels.posterize(images, bits, low, high)
+        return _pixels.solarize(images, low + threshold * (high - low), low, high)
+
+    def moves(images, matrix, moved):
+        resample = _geometry.resample if compiled or in_xla() else _geometry.resample_without_xla
+        seen = resample(images, matrix, tuple(map(int, images.shape[1:3])), fill_mode=fill_mode, fill_value=fill_value)
+        return tf.where(moved[:, None, None, None], seen, images)
+
+    if compiled:
+        tones, moves = (tf.function(part, jit_compile=True, autograph=False) for part in (tones, moves))
+    return lambda images, stretched, bits, threshold, *move: moves(tones(images, stretched, bits, threshold), *move)

@@ -209,6 +209,7 @@ class _Change:
     def __init__(self, place, part, settings, shape):
         self.place, self.part, self.shape, self.compiled = place, part, shape, part.compiled
         self.low, self.high = settings["value_range"]
+        self.settings = {"settings": settings} if part.moving else {}
 
     def draw(self, keys, numbers, batch):
         u = numbers[self.place]
@@ -223,7 +224,7 @@ class _Change:
                         *parameters)
 
     def _change(self, images, keys, *parameters):
-        changed = self.part.change(images, parameters, low=self.low, high=self.high,
+        changed = self.part.change(images, parameters, low=self.low, high=self.high, **self.settings,
                                    noise=lambda: _random.pixel_noise(keys, self.shape, self.place))
         require(changed.shape.is_compatible_with(images.shape),
                 f"augment.{type(self.part).__name__}.change must keep the shape of the images",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import _data
-from .._check import BATCH_SIZE, FLAG, FUNCTION, NO, SEED, Rule, checked, refusal, require
+from .._check import BATCH_SIZE, FLAG, FUNCTION, NO, SEED, Rule, Whole, checked, refusal, require
 from .._keras import keras, tf, without_autotune
 from .._typing import Dataset, Replayable
 
@@ -27,9 +27,10 @@ AUGMENT = Rule("an augment.Pipeline, a Keras layer or a function",
                lambda value: not isinstance(value, type) and (callable(value) or isinstance(value, Replayable)))
 
 
-@checked(batch_size=BATCH_SIZE | FUNCTION, augment=AUGMENT, shuffle=FLAG, seed=SEED)
+@checked(batch_size=BATCH_SIZE | FUNCTION, augment=AUGMENT, repeats=Whole(low=1), shuffle=FLAG,
+         seed=SEED)
 def arrays(x: typing.Any, y: typing.Any, batch_size: int | Callable[[int], int], *, sample_weight: typing.Any = None,
-           augment: typing.Any = None, shuffle: bool = True, seed: int = 0) -> Dataset:
+           augment: typing.Any = None, repeats: int = 1, shuffle: bool = True, seed: int = 0) -> Dataset:
     """Shuffled batches of arrays that fit in memory.
 
         epoch e yields x[p[0:b]], x[p[b:2b]], ...   with p = a permutation drawn from (seed, e)
@@ -45,6 +46,8 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int | Callable[[int], int],
         batches than the one before.
       sample_weight: array [n, ...] of the weights of the examples in the loss, or None.
       augment: see `image_folder`; the index of an example is its row.
+      repeats: views of each example, side by side in batches so many times as long (repeated augmentation). View v of
+        epoch e is that of epoch e * repeats + v.
       shuffle: False keeps the order of the rows.
       seed: whole number >= 0.
     Returns:
@@ -70,6 +73,10 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int | Callable[[int], int],
     view = training_view(augment)
     if sample_weight is not None:
         element, view = (x, y, sample_weight), _beside_weights(view)
+    if repeats > 1:
+        require(augment is not None, "`repeats` needs an augmentation: without one all views are the same",
+                repeats=repeats, do="Pass `augment`.")
+        view = _repeated(view, repeats)
     with tf.device("CPU"):
         tensors = keras.tree.map_structure(tf.convert_to_tensor, element)
 
@@ -77,6 +84,15 @@ def arrays(x: typing.Any, y: typing.Any, batch_size: int | Callable[[int], int],
         return keras.tree.map_structure(lambda t: tf.gather(t, rows), tensors)
 
     return batches(given.length, batch_size, read, view=view, shuffle=shuffle, seed=seed)
+
+
+def _repeated(view, repeats):
+    def of(element, epoch, index):
+        index = tf.repeat(index, repeats)
+        element = keras.tree.map_structure(lambda part: tf.repeat(part, repeats, axis=0), element)
+        return view.of(element, epoch * repeats + tf.range(tf.size(index, tf.int64)) % repeats, index)
+
+    return View(of, view.replayable)
 
 
 def _beside_weights(view):
