@@ -99,6 +99,23 @@ def test_zeros_stay_zero(rng, per_channel):
     assert broken(per_channel=per_channel) > 0                          # negative control
 
 
+def test_zeros_of_what_is_not_clustered_stay(rng):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="hidden"),
+                              keras.layers.Dense(4, name="out")])
+    for layer in model.layers:
+        layer.kernel.assign(np.where(rng.random(layer.kernel.shape) < 0.5, 0, layer.kernel.numpy()))
+    zero = model.get_layer("out").kernel.numpy() == 0
+
+    def broken(**options):
+        wrapped = cluster.wrap(model, 4, where="hidden", **options)
+        wrapped.compile("sgd", "mse")
+        wrapped.fit(rng.normal(size=(32, 8)), rng.normal(size=(32, 4)), verbose=0)
+        return np.count_nonzero(cluster.strip(wrapped).get_layer("out").kernel.numpy()[zero])
+
+    assert broken(preserve_sparsity=True) == 0
+    assert broken() > 0                                                 # negative control
+
+
 def test_strip_does_not_touch_what_it_strips(rng):
     wrapped, (x, y) = compile_(cluster.wrap(cnn(), 4)), data(rng)
     wrapped.fit(x, y, batch_size=8, verbose=0)

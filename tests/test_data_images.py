@@ -335,6 +335,24 @@ def test_changed_bytes_in_the_cache_are_found_by_their_checksum(folder, tmp_path
     assert decoded == []
 
 
+@pytest.mark.parametrize("change", [
+    lambda note: [1], lambda note: {}, lambda note: {**note, "images": 3},
+    lambda note: {**note, "images": "/etc/passwd"}, lambda note: {**note, "files": [1]},
+    lambda note: {**note, "files": {k: v[:2] for k, v in note["files"].items()}},
+    lambda note: {**note, "files": {k: [*v[:2], 10**9, v[3]] for k, v in note["files"].items()}},
+    lambda note: {**note, "files": {k: [*v[:2], "row", v[3]] for k, v in note["files"].items()}}], ids=range(8))
+def test_a_note_of_other_content_is_named_whatever_its_checksum(folder, tmp_path, change):
+    from tfopt import _files
+    from tfopt.data._cache import VERSION
+
+    plain(folder, cache=tmp_path / "cache")
+    path, kind = next((tmp_path / "cache").glob("*.json")), f"image cache of {folder.resolve()}"
+    _files.write_json(path, change(_files.read_json(path, kind=kind, version=VERSION)), kind=kind, version=VERSION)
+    with pytest.warns(UserWarning, match=r"image cache is damaged.*All images are decoded again"):
+        again = plain(folder, cache=tmp_path / "cache")
+    same(again, plain(folder))
+
+
 def test_the_cache_of_another_folder_in_its_place_is_refused(folder, tmp_path, rng):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
@@ -537,6 +555,27 @@ def test_links_to_folders_are_followed_and_circles_are_not(folder, tmp_path, rng
     assert len(dataset.file_paths) == 25
     theirs = keras.utils.image_dataset_from_directory(folder, image_size=(16, 16), verbose=False, follow_links=False)
     assert theirs.class_names == dataset.class_names
+
+
+def test_pipes_and_devices_are_not_read(folder):
+    """They once were, for ever."""
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (folder / "cat" / "zeros.png").symlink_to("/dev/zero")
+    (folder / "dog" / "inner.png").mkdir()
+    assert data.scan_images(folder).bad == {"cat/pipe.png": "not a regular file", "cat/zeros.png": "not a regular file"}
+
+
+@pytest.mark.parametrize("text", [b"", b"file,label\n,1\nb.png,2\n", b'file,label\n"b.png,1\n', b"\xff\xfea\0,\0b\0",
+                                  b"file,label\nb.png,1,2,3\n", b"a\nb,c\nd,e,f\n", b"file,label\nb.png,inf\n",
+                                  b"file,label\nb.png,1e300\n", b"file,label\nb.png,18446744073709551615\n"],
+                         ids=["empty", "no name", "quotation", "UTF-16", "ragged", "several lengths", "infinite",
+                              "beyond float32", "beyond int64"])
+def test_a_csv_that_is_damaged_is_refused(tmp_path, rng, text):
+    picture(rng).save(tmp_path / "b.png")
+    (tmp_path / "labels.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=r"^data.image_folder: (a CSV of labels must|the target must)") as caught:
+        plain(tmp_path / "labels.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_empty_class_folders_are_named(folder):

@@ -314,6 +314,26 @@ def test_damaged_shards_are_named_and_computed_again(rng, tmp_path, damage):
     np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
 
 
+OTHER = {"a list": lambda held: [1], "empty": lambda held: {}, "lists": lambda held: {"made_from": [1], "shards": [1]},
+         "a number": lambda held: {**held, "shards": dict.fromkeys(held["shards"], 3)},
+         "a path": lambda held: {**held, "shards": {**held["shards"], "../../x": next(iter(held["shards"].values()))}}}
+
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+def test_an_index_of_other_content_is_named_whatever_its_checksum(rng, tmp_path, change):
+    from tfopt import _files
+    from tfopt.distill._shards import _KIND
+
+    x, teacher = arrays(rng)[0], dense(16)
+    distill.cache_teacher(teacher, x, directory=tmp_path / "a", batch_size=8, verbose=0)
+    held = _files.read_json(tmp_path / "a" / "index.json", kind=_KIND)
+    _files.write_json(tmp_path / "a" / "index.json", change(held), kind=_KIND)
+    with pytest.warns(UserWarning, match=r"index.json does not hold what this library notes. All outputs"):
+        cached = distill.cache_teacher(teacher, x, directory=tmp_path / "a", batch_size=8, verbose=0)
+    seen, outputs = everything(cached)
+    np.testing.assert_allclose(logits_in(outputs), teacher(seen), atol=2e-3)
+
+
 def test_a_directory_that_vanishes_is_an_error(rng, tmp_path):
     class Removing(keras.layers.Layer):
         def call(self, x):

@@ -174,6 +174,14 @@ def test_a_lock_keeps_the_second_one_out(tmp_path):
     _files.Lock(tmp_path / "lock", "in use").close()
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(ValueError, match="`directory` must be a folder, and a file is in its place"):
+            _files.Lock(path / "lock", "in use")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "fcntl", None)
     with pytest.warns(UserWarning, match="cannot be locked"):

@@ -1,5 +1,6 @@
 """Searches that are broken off inside a trial and go on: as if nothing had happened, whatever the models are."""
 
+import functools
 import json
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 from tfopt import tune
-from tfopt.tune import _oracles
+from tfopt.tune import _oracles, _processes
 from tfopt.tune._study import Study
 
 X, Y = load_iris(return_X_y=True)
@@ -83,14 +84,18 @@ def test_a_search_that_is_broken_off_in_a_trial_ends_as_one_that_is_not(tmp_path
         np.testing.assert_array_equal(one, other)
 
 
+def numbers():
+    hp = keras_tuner.HyperParameters()
+    for name in ("x", "y"):
+        hp.Float(name, 0, 1, step=0.05)
+    return hp
+
+
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
 def test_a_study_of_two_objectives_reopened_after_each_trial_takes_the_same_course(tmp_path, algorithm):
     """The record sorts its keys: scores must be told to the oracle in the order of the objectives."""
     def space():
-        hp = keras_tuner.HyperParameters()
-        for name in ("x", "y"):
-            hp.Float(name, 0, 1, step=0.05)
-        return _oracles.space_from(_oracles.space_config(hp))
+        return _oracles.space_from(_oracles.space_config(numbers()))
 
     def go_on(folder, ends):
         study = Study(tmp_path / folder, {"algorithm": algorithm, "seed": 0, "epochs": 1}, {"z": "max", "a": "min"},
@@ -106,6 +111,26 @@ def test_a_study_of_two_objectives_reopened_after_each_trial_takes_the_same_cour
         parts = go_on("parts", 4)
     assert parts == go_on("whole", 99)
     assert len(parts) == 16
+
+
+@pytest.mark.parametrize("objectives", [{"z": "max", "a": "min"}, {"a": "min", "z": "max"}])
+def test_the_line_of_a_trial_names_the_best_by_the_first_objective(tmp_path, capsys, objectives):
+    """After a restart too, when the scores come from a record that sorts its keys."""
+    for trials in (1, 2):
+        study = Study(tmp_path, {"algorithm": "random", "seed": 0, "epochs": 1}, objectives, max_trials=trials,
+                      keep_weights=1, space=lambda: _oracles.space_from(_oracles.space_config(numbers())))
+        study.heard = functools.partial(_processes.say, study)
+        while (trial := study.next()) is not None:
+            study.end(trial.number, {"status": "completed", "scores": {"z": 5. + trial.number, "a": 7. + trial.number},
+                                     "values": trial.values, "space": []})
+        study.record.close()
+    told = {"z": "z 6, a 8   best: trial 1, z 6", "a": "a 8, z 6   best: trial 0, a 7"}
+    assert capsys.readouterr().out.splitlines()[-1].endswith(told[next(iter(objectives))])
+
+
+def test_cross_validation_needs_as_many_targets_as_examples():
+    with pytest.raises(ValueError, match=r"^tune.cross_validate: the arrays of `x, y` must be of one length"):
+        tune.cross_validate(lambda: plain(keras_tuner.HyperParameters()), X, Y[:40], folds=2, epochs=1)
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "grid", "bayesian", "hyperband"])

@@ -23,6 +23,8 @@ import shutil
 import time
 import warnings
 
+from ._check import refusal
+
 try:
     import fcntl
 except ImportError:                                                          # Windows
@@ -84,6 +86,15 @@ def write(path, content):
             content(file)
         else:
             file.write(content.encode() if isinstance(content, str) else content)
+
+
+def make_folder(path, name="directory"):
+    """Makes a folder, if it is not there; `name`: of the argument that says where."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise refusal(f"`{name}` must be a folder, and a file is in its place", **{name: str(path)},
+                      do="Choose another name.") from None
 
 
 def remove(path):
@@ -215,7 +226,7 @@ class Lock:
 
     def __init__(self, path, message):
         path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if fcntl is None:

@@ -112,7 +112,7 @@ def _on_disk(store, folder):
     has a name of its own; once it is on the disk, the .json that points to it is renamed into place: a reader sees the
     old pair or the new one. Rows of unchanged files are copied, those of damaged images decoded again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _files.make_folder(folder, "cache")
     manifest = folder / f"{_files.fingerprint(VERSION, str(store.root), list(store.shape))[:24]}.json"
     kind = f"image cache of {store.root}"
     stamps = {name: _stamp(path) for name, path in store.files.items()}
@@ -177,11 +177,14 @@ def _reopen(manifest, kind, shape):
         note = _files.read_json(manifest, kind=kind, version=VERSION)
         path = _files.inside(manifest.parent, note["images"])
         images = _images_in(path, (len(note["files"]), *shape))
-    except (ValueError, KeyError, TypeError) as error:
+        damaged = [name for name, (_, _, row, total) in note["files"].items()
+                   if row is not None and _sum(images[row]) != total]
+    except _files.DamagedError as error:
         _warn(f"{error} All images are decoded again.")
         return {}, None
-    damaged = [name for name, (_, _, row, total) in note["files"].items()
-               if row is not None and _sum(images[row]) != total]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        _warn(f"{manifest} does not hold what this library notes. All images are decoded again.")
+        return {}, None
     if damaged:
         _warn(f"{path} was changed: {len(damaged)} images are not as they were written, the first is {damaged[0]}. "
               "They are decoded again.")

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import stat
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,6 +26,8 @@ def decode(path, height, width, channels, max_pixels=MAX_PIXELS):
 
     The content counts, not the suffix. Of an animation the first frame; 16 bits are cut to 8; alpha is dropped.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):             # a pipe or a device would be read for ever
+        raise BadImageError(path, "not a regular file")
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > max_pixels:         # its header says so; nothing is unpacked yet
             raise BadImageError(path, f"{image.width} x {image.height} are more than max_pixels={max_pixels:,}")

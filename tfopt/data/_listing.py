@@ -72,11 +72,18 @@ def _classes(found):
 
 def _from_csv(path, root):
     """The Listing of a CSV, whose files lie in its own folder, or in `root`."""
-    frame = pd.read_csv(path, converters={0: str})
+    try:
+        frame = pd.read_csv(path, converters={0: str})
+    except ValueError as error:                              # no UTF-8, an open quotation mark, rows of several lengths
+        raise refusal("a CSV of labels must be a table in UTF-8", path=str(path),
+                      do=f"pandas says: {' '.join(str(error).split())}.") from None
     require(frame.shape[1] == 2 and len(frame), "a CSV of labels needs a header, two columns (file, label) and rows",
             path=str(path), columns=list(frame.columns), rows=len(frame))
     frame = frame.sort_values(frame.columns[0])
     names = frame.iloc[:, 0]
+    nameless = [name for name in names if not isinstance(name, str) or not name]
+    require(not nameless, "a CSV of labels must name a file in each row, and have as many values in it as columns",
+            path=str(path), rows_without=len(nameless))
     require(names.is_unique, "a CSV of labels must name each file once", path=str(path),
             twice=names[names.duplicated()].iloc[:3].tolist())
     labels, class_names = encode_target(frame.iloc[:, 1])

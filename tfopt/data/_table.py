@@ -59,7 +59,13 @@ def encode_target(values, classes=None):
             missing=int(values.isna().sum()), do="Drop those rows: frame.dropna(subset=[target]).")
     values = values.infer_objects()
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        return values.to_numpy(np.int64 if pd.api.types.is_integer_dtype(values) else np.float32), None
+        whole = pd.api.types.is_integer_dtype(values)
+        with np.errstate(over="ignore"):
+            numbers = values.to_numpy(np.int64 if whole else np.float32)
+        fit = numbers == values.to_numpy() if whole else np.isfinite(numbers)
+        require(fit.all(), "the target must be finite numbers within int64 or float32", column=values.name,
+                beyond=int((~fit).sum()), do="Look at these rows, or scale the column.")
+        return numbers, None
     text = values.astype(str)
     classes = classes or sorted(text.unique())
     unknown = sorted(set(text) - set(classes))

@@ -1,6 +1,7 @@
 """Cached outputs in shards of some thousand examples, in memory or in files that a broken run goes on writing."""
 
 import pathlib
+import re
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from .. import _files
 from .._check import require
 from .._keras import keras, tf
 
+_KEY = re.compile(r"view-\d{3,}-shard-\d{5,}")
 _KIND = "index of a teacher's cached outputs"
 
 
@@ -52,6 +54,14 @@ def _table(batches):
     return table
 
 
+def _is_index(held):
+    """Does an index tell of shards, whose names lead nowhere else."""
+    parts = [held.get(name) if isinstance(held, dict) else None for name in ("made_from", "shards")]
+    return all(isinstance(part, dict) for part in parts) and all(
+        _KEY.fullmatch(key) and isinstance(shard, dict) and shard.keys() == {"rows", "data", "sha256"}
+        for key, shard in parts[1].items())
+
+
 class Memory:
     """Shards in memory."""
 
@@ -91,7 +101,7 @@ class Folder:
     """
 
     def __init__(self, directory, made_from):
-        self.directory, self.made_from = pathlib.Path(directory), made_from
+        self.directory, self.made_from, self.used = pathlib.Path(directory), made_from, []
 
     def __enter__(self):
         self.lock = _files.Lock(self.directory / ".lock", "distill.cache_teacher: only one process may write to a "
@@ -118,6 +128,10 @@ class Folder:
             warnings.warn(f"distill.cache_teacher: {error} All outputs in its directory are computed again.",
                           stacklevel=4)
             return {}
+        if not _is_index(held):
+            warnings.warn(f"distill.cache_teacher: {self.index} does not hold what this library notes. All outputs in "
+                          "its directory are computed again.", stacklevel=4)
+            return {}
         other = sorted(key for key in self.made_from if held["made_from"].get(key) != self.made_from[key])
         require(not other, "the directory holds outputs of another teacher or other arguments",
                 directory=str(self.directory), differs=other, do="Choose another `directory`, or delete this one.")
@@ -137,11 +151,13 @@ class Folder:
         return key in self.shards
 
     def require_same(self, key, rows, data):
+        self.used.append(key)
         require((self.shards[key]["rows"], self.shards[key]["data"]) == (rows, data), "the directory "
                 "holds outputs for other data, or for the same in another order",
                 directory=str(self.directory), shard=key, do="Pass the same data, or choose another `directory`.")
 
     def put(self, key, view, table, data):
+        self.used.append(key)
         require(self.directory.is_dir(), "the directory is gone, and with it the outputs that were there",
                 directory=str(self.directory), do="Bring it back, or compute them anew.", error=FileNotFoundError)
         _files.write(self._file(key), lambda file: np.save(file, table, allow_pickle=False))
@@ -150,7 +166,7 @@ class Folder:
 
     def finish(self):
         self.views, self.starts = {}, {}
-        for key in sorted(self.shards):
+        for key in sorted(self.used):
             table = np.load(self._file(key), mmap_mode="r", allow_pickle=False)
             self.views.setdefault(int(key.split("-")[1]), []).append(table)
         for view, tables in self.views.items():
