@@ -128,9 +128,17 @@ def test_the_line_of_a_trial_names_the_best_by_the_first_objective(tmp_path, cap
     assert capsys.readouterr().out.splitlines()[-1].endswith(told[next(iter(objectives))])
 
 
+@pytest.mark.parametrize("targets", [Y + 3, Y - 1, Y * np.nan, Y.astype(str)], ids=["beyond", "below", "nan", "text"])
+def test_targets_that_the_model_cannot_train_on_cost_no_trial(tmp_path, targets):
+    with pytest.raises(ValueError, match=r"^tune.Search.run: the model must train on `train`") as caught:
+        search(tmp_path, plain, "loss").run((X, targets), epochs=1, verbose=0)
+    assert "\n" not in str(caught.value)
+    assert search(tmp_path, plain, "loss").frame.empty
+
+
 def test_cross_validation_needs_as_many_targets_as_examples():
-    with pytest.raises(ValueError, match=r"^tune.cross_validate: the arrays of `x, y` must be of one length"):
-        tune.cross_validate(lambda: plain(keras_tuner.HyperParameters()), X, Y[:40], folds=2, epochs=1)
+    with pytest.raises(ValueError, match=r"^tune.cross_validate: the arrays of `.*` must be of one length"):
+        tune.cross_validate(lambda: plain(keras_tuner.HyperParameters()), (X, Y[:40]), folds=2, epochs=1)
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "grid", "bayesian", "hyperband"])

@@ -14,6 +14,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
@@ -80,10 +81,12 @@ def said(error: BaseException) -> str:
     Example:
       >>> said(ValueError("Graph execution error:\\n\\nDetected at node a\\n  File b.py\\nReceived a label of 9."))
       'ValueError: Received a label of 9.'
+      >>> said(ValueError("{{function_node __wrapped__Cast_device_/job:a}} No such cast [Op:Cast] name: "))
+      'ValueError: No such cast'
     """
     lines = [line.strip() for line in str(error).split("Stack trace for op definition")[0].splitlines()
              if line.strip() and not line.startswith((" ", "\t", "Graph execution error", "Detected at node"))]
-    text = " ".join(lines) or "no message"
+    text = re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", " ".join(lines)) or "no message"
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
 
 

@@ -272,10 +272,9 @@ def event_of(line):
     """
     try:
         event = json.loads(line)["event"]
-        sound = isinstance(event, dict) and line_of(event) == line.rstrip(b"\n") + b"\n"
+        return event if isinstance(event, dict) and line_of(event) == line.rstrip(b"\n") + b"\n" else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        sound = False
-    return event if sound else None
+        return None
 
 
 def read_lines(path):

@@ -24,9 +24,11 @@ from .._check import (
     Rule,
     Whole,
     checked,
+    refusal,
     require,
+    said,
 )
-from .._keras import fresh_names, keras, seeded
+from .._keras import fresh_names, keras, seeded, tf
 from .._tables import Frame
 from .._typing import PathLike, Verbose
 from . import _figures, _inputs, _oracles, _processes, _service, _tensorboard, _trial
@@ -351,8 +353,12 @@ def require_objective(task, hp, model):
     train, val = task.parts(hp, model)
     batch = _inputs.batches_of(train, task.batch_of(hp), 0).take(1)
     model.run_eagerly = True                                         # one step is not worth a graph
-    logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False,
-                          class_weight=task.fit_arguments.get("class_weight")).history)
+    try:
+        logs = list(model.fit(batch, epochs=1, verbose=0, shuffle=False,
+                              class_weight=task.fit_arguments.get("class_weight")).history)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise refusal("the model must train on `train`", fit=said(error),
+                      do="`model.fit` must take the data.") from error
     if task.folds:
         val = train.rows(split(train.y, task.folds, task.seed)[0][1])
     names = [*logs, *(f"val_{name}" for name in logs if val is not None)]

@@ -159,3 +159,18 @@ def two_objectives(folder):
         line = printed.getvalue().strip()
         yield f"({' '.join(line.split())})", {
             "the objective": line.endswith(f"best: trial {best}, {objectives[0]} {first[best]:.4g}")}
+
+
+@fault("figures", "tune", "targets that the model cannot train on in a search: beyond the classes, negative, NaN")
+def targets(folder):
+    x, y = load_iris(return_X_y=True)
+
+    def build(hp):
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(hp.Int("units", 2, 4)), layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+        return model
+
+    for wrong in (y + 3, y - 1, y * np.nan):
+        search = tune.Search(build, "loss", algorithm="random", max_trials=2, directory=folder)
+        text, found = said(search.run, (x, wrong), epochs=1, verbose=0)
+        yield text, {"a trial": found is None and search.frame.empty}

@@ -1,5 +1,6 @@
 """What comes from others: calls over the network, paths in files, images that are bombs."""
 
+import json
 import os
 import pathlib
 import socket
@@ -12,7 +13,7 @@ import numpy as np
 import test_tune_record as record
 from PIL import Image
 
-from tfopt import callbacks, data, distribute, tune
+from tfopt import callbacks, data, distill, distribute, tune
 from tfopt.callbacks._states import Folder
 from tfopt.distribute import _launch
 from tfopt.tune import _service
@@ -207,6 +208,48 @@ def bomb(folder):
         _, rest = said(loaded, folder / "photos", on_error="skip")
         yield text, {"the memory": found is None and name in text, "the other images": len(rest.file_paths) == 2}
         path.unlink()
+
+
+@fault("stranger", "data", "pipes, devices and folders among the images: they once were read for ever")
+def no_files(folder):
+    pictures(folder, "photos/cat/1.png", "photos/dog/1.png")
+    os.mkfifo(folder / "photos" / "cat" / "pipe.png")
+    (folder / "photos" / "cat" / "zeros.png").symlink_to("/dev/zero")
+    (folder / "photos" / "cat" / "inner.png").mkdir()
+    report = data.scan_images(folder / "photos")
+    yield str(report), {"their names": sorted(report.bad) == ["cat/pipe.png", "cat/zeros.png"]}
+    text, found = said(loaded, folder / "photos", on_error="skip")
+    yield text, {"the other images": len(found.file_paths) == 2}
+
+
+@fault("stranger", "data", "a CSV of images is damaged: empty, not UTF-8, ragged, without names, infinite labels")
+def damaged_csv(folder):
+    pictures(folder, "b.png")
+    for text in (b"", b"\xff\xfea\0,\0b\0", b'file,label\n"b.png,1\n', b"file,label\nb.png,1,2,3\n", b"a\nb,c\nd,e,f\n",
+                 b"file,label\n,1\nb.png,2\n", b"file,label\nb.png,inf\n", b"file,label\nb.png,18446744073709551615\n"):
+        (folder / "labels.csv").write_bytes(text)
+        told, found = said(loaded, folder / "labels.csv")
+        yield told, {"a false label": found is None}
+
+
+@fault("stranger", "distill", "an index of cached outputs with a sound checksum, of other types and paths")
+def hostile_index(folder):
+    teacher, x = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), np.ones((20, 4), "float32")
+    path = folder / "outputs" / "index.json"
+
+    def use():
+        made = distill.cache_teacher(teacher, x, directory=folder / "outputs", verbose=0)
+        return [part.numpy() for batch in made for part in keras.tree.flatten(batch)]
+
+    expected, held = use(), json.loads(path.read_text())
+    content = held["content"]
+    shard = next(iter(content["shards"].values()))
+    for other in ([1], {}, {"made_from": [1], "shards": [1]}, {**content, "shards": {"view-000-shard-00000": 3}},
+                  {**content, "shards": {**content["shards"], "../../x": shard}}):
+        record._files.write_json(path, other, kind=held["kind"], version=held["version"])
+        text, found = said(use)
+        yield text, {"the outputs": all(map(np.array_equal, found, expected)), "what is outside": not (
+            folder.parent / "x.npy").exists()}
 
 
 @fault("stranger", "tune", "a search begun with a record of hostile lines: deep nesting, huge numbers, other types")
