@@ -1,6 +1,7 @@
 """States on disk: whole or not there, checked when read. And a real SIGKILL or two."""
 
 import collections
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -14,6 +15,8 @@ import pytest
 import tensorflow as tf
 
 from tfopt._files import Lock
+from tfopt.callbacks import Resume
+from tfopt.callbacks._resume import _is_state
 from tfopt.callbacks._states import DamagedError, Folder
 from tfopt.callbacks._values import Memory, NoDataError, pack, settings_of, unpack
 
@@ -219,7 +222,7 @@ def test_callbacks_of_other_modules_are_here_too():
     assert callbacks.SWA is average.SWA
     assert callbacks.Plateau is schedules.Plateau
     assert callbacks.SparsitySummaries is prune.SparsitySummaries
-    with pytest.raises(AttributeError, match=r"tfopt.callbacks has SWA, Plateau, Resume, SparsitySummaries. Received"):
+    with pytest.raises(AttributeError, match=r"tfopt.callbacks has SWA, .*Resume, SparsitySummaries. Received"):
         callbacks.EarlyStopping  # noqa: B018
 
 
@@ -235,3 +238,40 @@ def test_a_state_sets_only_attributes_that_a_callback_knows():
     for name in ("unknown", "on_epoch_end", "_model"):
         with pytest.raises(ValueError, match="attributes that are never saved"):
             memory.restore({name: 3}, {})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory with a real state, and the function that trains with it."""
+    def train(path, epochs):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", run_eagerly=True)
+        return model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=epochs, verbose=0,
+                         callbacks=[Resume(path, max_to_keep=3)]).history["loss"]
+
+    path = tmp_path_factory.mktemp("states")
+    train(path, 1)
+    return path, train
+
+
+@pytest.mark.parametrize("change", [
+    *({name: other} for name in ("epoch", "batch", "stopped", "forms", "source", "callbacks", "random", "begun",
+                                 "built_for") for other in ("x", None, [1])),
+    {"epoch": -1}, {"batch": -3}, {"forms": {}}, {"source": {}}, {"forms of arrays": [1]},
+    {"forms of arrays": {"none": "float32"}}], ids=str)
+def test_a_state_of_other_content_is_passed_over_whatever_its_checksums(tmp_path, trained, change):
+    shutil.copytree(trained[0], tmp_path / "states")
+    folder = Folder(tmp_path / "states", 3, _is_state)
+    state, arrays = folder.read(1)
+    folder.write(state, arrays)
+    text = json.dumps({**state, **change}).encode()
+    manifest = json.loads((folder.at(2) / "manifest.json").read_text())
+    (folder.at(2) / "state.json").write_bytes(text)
+    (folder.at(2) / "manifest.json").write_text(
+        json.dumps({**manifest, "state.json": hashlib.sha256(text).hexdigest()}))
+    with pytest.warns(UserWarning, match=r"state-000002 is damaged: state.json does not (hold|fit)"):
+        assert folder.newest()[0] == 1
+    if change == {"epoch": "x"}:
+        with pytest.warns(UserWarning, match="state-000002 is damaged"):
+            assert len(trained[1](tmp_path / "states", 2)) == 2

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from tfopt import _data, compress, data, quantize
+from tfopt import _data, _files, compress, data, quantize
 from tfopt.compress import _record, _run, _stages
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -207,6 +207,11 @@ def test_a_damaged_line_costs_its_candidate_and_a_lost_head_the_run(tmp_path):
     with pytest.warns(UserWarning, match=r"line 2 of .*left out"), contextlib.closing(
             _record.Record(tmp_path, {"seed": 0})) as record:
         assert list(record.rows) == ["b"]
+    for event in ({}, {"row": 3}, {"row": {"name": 3}}, {"run": 3}):                    # with a sound checksum
+        path.write_bytes(f"{head}\n{last}\n".encode() + _files.line_of(event))
+        with pytest.warns(UserWarning, match=r"line 3 of .*left out"), contextlib.closing(
+                _record.Record(tmp_path, {"seed": 0})) as record:
+            assert list(record.rows) == ["b"]
     path.write_text(last + "\n")
     with pytest.raises(ValueError, match="hold the same run"):
         _record.Record(tmp_path, {"seed": 0})

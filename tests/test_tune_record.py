@@ -86,6 +86,22 @@ def test_a_lost_record_of_a_study_with_trials_is_refused(tmp_path, harm):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("event", [
+    {}, {"kind": 5}, {"kind": "start"}, {"kind": "start", "number": "0", "values": {}}, {"kind": "space", "space": 3},
+    {"kind": "start", "number": -1, "values": {}}, {"kind": "start", "number": True, "values": {}},
+    {"kind": "end", "number": 9, "values": [1]}, {"kind": "end", "number": 9, "values": {}, "status": "won"},
+    {"kind": "end", "number": 9, "values": {}, "status": "completed", "scores": {"score": "1"}},
+    {"kind": "end", "number": 9, "values": {}, "status": "completed", "scores": [], "facts": 3}], ids=str)
+def test_an_event_of_other_content_is_left_out_whatever_its_checksum(tmp_path, event):
+    expected = go_on(open_study(tmp_path / "whole", trials=3))
+    go_on(open_study(tmp_path / "study", trials=3), 2)
+    with (tmp_path / "study" / "record.jsonl").open("ab") as file:
+        file.write(_files.line_of(event))
+    with pytest.warns(UserWarning, match=r"line 7 of .* cannot be read and was left out"):
+        study = open_study(tmp_path / "study", trials=3)
+    assert go_on(study) == expected
+
+
 # Oracles rebuilt from the record
 
 

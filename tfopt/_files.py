@@ -277,15 +277,18 @@ def event_of(line):
         return None
 
 
-def read_lines(path):
-    """([event], bytes that hold them) of JSON lines; broken ones are left out with a warning that names them."""
+def read_lines(path, known=lambda event: True):
+    """([event], bytes that hold them) of JSON lines; broken ones are left out with a warning that names them.
+
+    So are events that are not `known`: of a stranger, who may know how a checksum is made.
+    """
     path = pathlib.Path(path)
     content = path.read_bytes() if path.exists() else b""
     events, good, end, broken = [], 0, 0, []
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         end += len(line)
         event = event_of(line)
-        if event is None:
+        if event is None or not known(event):
             broken.append(str(number))
         else:
             events.append(event)
@@ -306,17 +309,18 @@ class Lines:
     Args:
       path: the file; made if it is not there.
       message: the sentence for a second writer.
+      known: `event -> bool`, see `read_lines`.
     Attributes:
       events: list of what the file holds.
     Raises:
       ValueError: another process writes to it.
     """
 
-    def __init__(self, path, message):
+    def __init__(self, path, message, known=lambda event: True):
         self.path = pathlib.Path(path)
         self._lock = Lock(self.path, message)
         try:
-            self.events, good = read_lines(self.path)
+            self.events, good = read_lines(self.path, known)
             os.ftruncate(self._file, good)                                   # a torn tail must not meet the next line
             if good and os.pread(self._file, 1, good - 1) != b"\n":
                 os.write(self._file, b"\n")

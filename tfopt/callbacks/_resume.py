@@ -25,6 +25,8 @@ from ._values import (
     value_of,
 )
 
+_HELD = {"epoch": int, "batch": int, "stopped": bool, "forms": dict, "source": dict, "callbacks": list, "random": dict,
+         "begun": dict}                  # what a state holds
 _LOCKS: dict[str, Lock] = {}             # of the directories that this process writes to, until training or process end
 
 
@@ -76,7 +78,7 @@ class Resume(keras.callbacks.Callback):
         self._fit.report_metrics(False)
         self._go_last(logs)
         self._lock()
-        self._folder = Folder(self.directory, self.max_to_keep)
+        self._folder = Folder(self.directory, self.max_to_keep, _is_state)
         self._found = self._find()
         state, arrays = self._found or ({}, {})
         self._source = Source(self._fit, state.get("source"), self._agreed(int.from_bytes(os.urandom(4), "big")))
@@ -314,3 +316,14 @@ def _is_chief(strategy):
     cluster = strategy.cluster_resolver
     first = "chief" if "chief" in cluster.cluster_spec().as_dict() else "worker"
     return (cluster.task_type, cluster.task_id) == (first, 0)
+
+
+def _is_state(state):
+    """Does it hold what `Resume` saves."""
+    places = state.get("built_for", [])
+    return (all(isinstance(state.get(name), kind) for name, kind in _HELD.items()) and min(
+        state["epoch"], state["batch"]) >= 0 and {"model", "optimizer", "schedule", "metrics", "settings", "data"}
+        == state["forms"].keys() and {"seed", "starts", "first"} == state["source"].keys()
+        and isinstance(places, list) and all(place is None or isinstance(place, list) for place in places)
+        and all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], dict)
+                for entry in state["callbacks"]))

@@ -34,10 +34,11 @@ class Folder:
     Args:
       path: the directory; made when the first state is written.
       keep: how many good states to leave there.
+      known: `state -> bool`: does it hold what a state holds.
     """
 
-    def __init__(self, path, keep):
-        self.path, self.keep = pathlib.Path(path), keep
+    def __init__(self, path, keep, known=lambda state: True):
+        self.path, self.keep, self.known = pathlib.Path(path), keep, known
         self.damaged = {}
 
     def numbers(self):
@@ -77,8 +78,13 @@ class Folder:
             raise DamagedError(f"state.json ({len(text)} bytes) does not fit its checksum in manifest.json")
         state = _json(folder / "state.json", text)
         arrays = _arrays(folder / "arrays.npz", sums)
-        for name, form in state["forms of arrays"].items():
-            arrays[name] = arrays[name].view(tf.as_dtype(form).as_numpy_dtype)
+        try:
+            for name, form in state["forms of arrays"].items():
+                arrays[name] = arrays[name].view(tf.as_dtype(form).as_numpy_dtype)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise DamagedError("state.json does not fit arrays.npz") from None
+        if not self.known(state):
+            raise DamagedError("state.json does not hold what a state holds")
         return state, arrays
 
     def write(self, state, arrays):

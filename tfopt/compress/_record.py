@@ -14,6 +14,12 @@ class StorageError(OSError):
     """What was tried cannot be kept: the disk is full, or the directory is gone."""
 
 
+def _is_event(event):
+    """Is it the head of a run, or a candidate."""
+    row = event.get("row")
+    return isinstance(event.get("run"), dict) or (isinstance(row, dict) and isinstance(row.get("name"), str))
+
+
 class Record:
     """Candidates by name, in a directory or, without one, in memory alone.
 
@@ -30,7 +36,8 @@ class Record:
         self.folder, self.rows, self.lines = directory and pathlib.Path(directory), {}, None
         if self.folder is None:
             return
-        self.lines = _files.Lines(self.folder / "tried.jsonl", f"compress.run: another run writes to {self.folder}.")
+        self.lines = _files.Lines(self.folder / "tried.jsonl", f"compress.run: another run writes to {self.folder}.",
+                                  _is_event)
         try:
             first, *rest = self.lines.events or [None]
             if first is None:

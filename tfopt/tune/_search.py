@@ -36,7 +36,7 @@ from ._folds import split
 from ._importance import importance_of
 from ._oracles import keras_tuner
 from ._scores import FACTS, Scorer, measure_of, objectives_of
-from ._study import Study, front, ranked, space_of, trials_of
+from ._study import Study, front, is_event, ranked, space_of, trials_of
 
 Objective: TypeAlias = str | Callable[[Any, Any], float]
 BUILD = Rule("a function of `hp` or a keras_tuner.HyperModel",
@@ -289,7 +289,7 @@ class Search:
                            self.seed, self.directory, **given)
 
     def _events(self):
-        return _files.read_lines(self.directory / "record.jsonl")[0]
+        return _files.read_lines(self.directory / "record.jsonl", is_event)[0]
 
     def _trials(self):
         return list(trials_of(self._events()).values())

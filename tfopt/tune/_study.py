@@ -38,6 +38,20 @@ class Trial:
     message: str = ""
 
 
+def is_event(event):
+    """Is it one that a study records."""
+    kind, number = event.get("kind"), event.get("number")
+    if kind == "space":
+        return isinstance(event.get("space"), list)
+    sound = type(number) is int and number >= 0 and isinstance(event.get("values"), dict)
+    if kind == "end":
+        scores = event.get("scores")
+        sound = sound and event.get("status") in STATUSES and isinstance(scores, dict) and all(
+            isinstance(event[name], type_) for name, type_ in RESULT.items() if name in event) and all(
+            type(score) in (int, float) for score in scores.values())
+    return kind == "study" or (kind in ("start", "end") and sound)
+
+
 def trials_of(events):
     """{number: Trial} of a record. An end without a start (a line was lost) brings its values along."""
     trials, fields = {}, {field.name for field in dataclasses.fields(Trial)}
@@ -100,7 +114,7 @@ class Study:
                 do="The file record.jsonl is gone or empty: put it back, or choose another directory.")
         self.record = _files.Lines(path, f"tune.Search: a study has one writer, and another process is running the one "
                                          f"in {self.directory}. Wait for it, or start a chief and workers (`python -m "
-                                         f"tfopt.distribute --search`).")
+                                         f"tfopt.distribute --search`).", is_event)
         try:
             self._replay(identity, space)
         except BaseException:
