@@ -258,7 +258,7 @@ def test_a_model_is_not_its_own_teacher():
 @pytest.mark.parametrize(("arguments", "rule"), [
     ({"temperature": -1}, "distill.Logits: `temperature` must be a number > 0. Received: temperature=-1"),
     ({"temperature": 0}, "`temperature`"), ({"temperature": "hot"}, "`temperature`"),
-    ({"activation": "relu"}, "`activation` must be None or 'softmax' or 'sigmoid'"),
+    ({"activation": "relu"}, "`activation` must be None, 'softmax' or 'sigmoid'"),
     ({"from_logits": "no"}, "`from_logits`"), ({"output": 1.5}, "`output`")], ids=str)
 def test_arguments_of_logits_are_refused(arguments, rule):
     with pytest.raises(ValueError, match=rule):

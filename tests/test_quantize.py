@@ -267,7 +267,7 @@ def test_refusals(images):
     opaque(np.zeros((1, 2)))
     with pytest.raises(ValueError, match="needs to know the inputs"):
         quantize.convert(opaque, "float32")
-    with pytest.raises(ValueError, match=r"`mode` must be None or 'float32', .*Received: mode='int2'"):
+    with pytest.raises(ValueError, match=r"`mode` must be None, 'float32', .*Received: mode='int2'"):
         quantize.convert(model, "int2")
     with pytest.raises(ValueError, match="needs calibration data"):
         quantize.convert(model, "int8")

@@ -62,13 +62,16 @@ def require(ok: Any, rule: str, /, *, do: str = "", error: type[Exception] = Val
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a refusal: on one line, arrays by their shape.
+    """A value as it stands in a refusal: on one line, arrays by their shape, also those in a tuple or list.
 
     Example:
       >>> import numpy as np
-      >>> shown("a"), shown(np.ones((3, 4)))
-      ("'a'", 'ndarray of shape (3, 4)')
+      >>> shown("a"), shown(np.ones((3, 4))), shown((np.ones(2), 1))
+      ("'a'", 'ndarray of shape (3, 4)', '(ndarray of shape (2,), 1)')
     """
+    if type(value) in (tuple, list) and any(getattr(part, "shape", ()) != () for part in value):
+        text = f"({', '.join(map(shown, value))})"
+        return text if len(text) <= 300 else f"{text[:297]}..."
     if getattr(value, "shape", ()) != () and not isinstance(value, type):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     text = " ".join(repr(value).split())
@@ -164,6 +167,9 @@ class Whole(Number):
     def plain(self, value: Any) -> Any:
         value = super().plain(value)
         return int(value) if value is not NO and value == int(value) and abs(value) < 2**63 else NO
+
+    def hint(self, value: Any) -> str:
+        return "It does not fit into 64 bits." if super().plain(value) is not NO and abs(value) >= 2**63 else ""
 
 
 class OneOf(Constraint):
@@ -415,8 +421,10 @@ def _met(parameter, constraint, value):
 def _taken(name, constraint, value, *, or_none=False):
     taken = constraint(value)
     if taken is NO:
-        raise refusal(f"`{name}` must be {'None or ' if or_none else ''}{constraint.text}", error=ArgumentError,
-                      do=constraint.hint(value), **{name: value})
+        choice = " or " in re.sub(r"\(.*?\)", "", constraint.text) and not constraint.text.startswith("a list")
+        lead = "" if not or_none else "None, " if choice else "None or "
+        raise refusal(f"`{name}` must be {lead}{constraint.text}", error=ArgumentError, do=constraint.hint(value),
+                      **{name: value})
     return taken
 
 

@@ -88,7 +88,7 @@ class Pipeline(keras.layers.Layer):
       True
     """
 
-    @checked(ops=Instance(Op, text="an operation or a list of them") | ListOf(OPERATION, low=0), seed=Whole(),
+    @checked(ops=Instance(Op, text="an operation of tfopt.augment") | ListOf(OPERATION, low=0), seed=Whole(),
              fill_mode=OneOf(*FILL_MODES), value_range=ENDS, output_range=ENDS, fill_value=Number(), jit_compile=FLAG,
              bounding_box_format=OneOf(*FORMATS))
     def __init__(self, ops: Op | typing.Sequence[Op], *, seed: int = 0, fill_mode: str = "reflect",

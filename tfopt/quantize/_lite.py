@@ -225,7 +225,8 @@ def load(path: PathLike) -> LiteModel:
     """
     path = pathlib.Path(path)
     content = path.read_bytes() if path.is_file() else b""
-    require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path))
+    require(content[4:8] == b"TFL3", "`path` must be a .tflite file", path=str(path),
+            do="" if path.is_file() else "There is no such file.")
     require(file.is_sealed(content), f"`path` {_CHANGED}", path=str(path), do="Bring the file back from a copy, or "
             "convert the model again.")
     lite = LiteModel(content)

@@ -45,7 +45,7 @@ def add(model: keras.Model, penalty: keras.regularizers.Regularizer | str, *, wh
       2
     """
     _models.require_model(model, "regularizers.add")
-    penalty, by_default = found(penalty), where is None
+    penalty, by_default = found(penalty, "penalty"), where is None
     chosen = _models.select(model, where, "regularizers.add", what="layer with a kernel",
                             able=lambda layer: _kernels(layer, embeddings=not by_default))
     new = _models.copy(model)

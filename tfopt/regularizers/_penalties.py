@@ -195,19 +195,19 @@ def get(identifier: str | dict[str, Any] | keras.regularizers.Regularizer | None
     return found(identifier)
 
 
-def found(identifier):
-    """`get`, for functions that name themselves in what they refuse."""
+def found(identifier, name="identifier"):
+    """`get`, for functions that name themselves and their argument in what they refuse."""
     if identifier is None or isinstance(identifier, keras.regularizers.Regularizer):
         return identifier
     if isinstance(identifier, dict):
         require({"class_name", "config"} <= identifier.keys(), "a config of a regularizer must have `class_name` and "
-                "`config`", identifier=identifier, do="Pass what keras.regularizers.serialize returns.")
+                "`config`", **{name: identifier}, do="Pass what keras.regularizers.serialize returns.")
         return keras.regularizers.get(identifier)
-    require(isinstance(identifier, str) and identifier, "`identifier` must be a name, a config, a "
-            "keras.regularizers.Regularizer or None", identifier=identifier, do="Pass a name such as 'hoyer'.")
+    require(isinstance(identifier, str) and identifier, f"`{name}` must be a name, a config, a "
+            "keras.regularizers.Regularizer or None", **{name: identifier}, do="Pass a name such as 'hoyer'.")
     kinds = Hoyer, GroupLasso, Kurtosis, L1, L2, L1L2, OrthogonalRegularizer
     known = {kind.__name__.lower(): kind for kind in kinds}
     kind = known.get(identifier.lower().replace("_", ""))
-    require(kind, "`identifier` must be the name of a regularizer", identifier=identifier,
+    require(kind, f"`{name}` must be the name of a regularizer", **{name: identifier},
             do=f"The names are {', '.join(known)}.")
     return kind()

@@ -66,7 +66,7 @@ def temperature(model: keras.Model, val: Data) -> keras.Model:
     T = _fitted(sample, z.astype("float64"))                         # noqa: N806 - the letter of the paper
     scaled = {id(variable) for variable in (last.kernel, last.bias) if variable is not None}
     new = _models.copy(model, value=lambda variable: variable / T if id(variable) in scaled else variable)
-    x = _data.read(val, graph.input).head(64).x
+    x = _data.read(val, graph.input, name="val").head(64).x
     _models.require_close([part / T for part in _models.outputs_of(logits, x)],
                           _models.outputs_of(_without_activation(new), x))
     return new
