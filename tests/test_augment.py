@@ -363,7 +363,7 @@ def test_rotated_boxes_hold_their_corners():
     (lambda: augment.Translate("far"), "`height_factor` must be a number or a pair"),
     (lambda: augment.Shear((0.2, 0.1)), "`x_factor` must be a number or a pair"),
     (lambda: augment.Crop(0, 5), "`height` must be a whole number >= 1"),
-    (lambda: augment.Crop(5, 5, scale=(0, 1)), "`scale` must be (None or )?a number or a pair"),
+    (lambda: augment.Crop(5, 5, scale=(0, 1)), "`scale` must be (None, )?a number or a pair"),
     (lambda: augment.Resize(5, 0.5), "`width` must be a whole number >= 1"),
     (lambda: augment.Brightness(2), "`factor` must be a number or a pair"),
     (lambda: augment.Contrast((-2, 0)), "`factor` must be a number or a pair"),

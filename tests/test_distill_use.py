@@ -240,7 +240,7 @@ def test_refused(arguments, rule):
 
 @pytest.mark.parametrize(("arguments", "rule"), [
     ({"loss_weights": [1., 2.]}, "one number for each loss"),
-    ({"loss_weights": -1.}, "`loss_weights` must be None or a number >= 0"),
+    ({"loss_weights": -1.}, "`loss_weights` must be None, a number >= 0"),
     ({"loss_weights": [float("nan")]}, "`loss_weights` must be"), ({"loss_weights": 0}, "must be > 0"),
     ({"student_loss_weight": 1.5}, "`student_loss_weight` must be a number >= 0 and <= 1"),
     ({"student_loss_weight": None}, "`student_loss_weight`")], ids=str)
