@@ -298,3 +298,18 @@ def test_low_rank_adapters_stay(rng):
     adapted_dense.lora_kernel_b.assign(rng.normal(size=adapted_dense.lora_kernel_b.shape))
     assert quantize.plan(model).set_index("layer").loc["adapted", "status"] == "skipped"
     assert_exact(model, x)
+
+
+@pytest.mark.slow
+def test_a_trained_model_whose_input_tells_what_is_masked(rng):
+    """Its input is compared with zero and rounded: in eight bits the converter lost it."""
+    x = rng.normal(size=(24, 10, 4)).astype("float32")
+    x[::2, 6:] = 0
+    model = keras.Sequential([keras.Input((10, 4)), layers.Masking(), layers.GRU(6), layers.Dense(3)])
+    wrapped = quantize.wrap(model)
+    wrapped.compile("adam", "mse")
+    wrapped.fit(x, np.ones((24, 3)), epochs=2, verbose=0)
+    lite = quantize.convert(wrapped, calibration=x)
+    np.testing.assert_allclose(lite.predict(x, verbose=0), wrapped.predict(x, verbose=0), atol=1e-5)
+    changed = np.where(x == 0, 1.0, x).astype("float32")
+    assert np.abs(lite.predict(changed, verbose=0) - lite.predict(x, verbose=0)).max() > 1e-3, "negative control"

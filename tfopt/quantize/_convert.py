@@ -252,7 +252,7 @@ def _wants_floats(function):
         takers = source.consumers()
         rounded = [op for op in takers if op.type.startswith("FakeQuant")]
         if (rounded and len(rounded) < len(takers)) or any(
-                op.type == "Cast" and op.outputs[0].dtype.is_integer for op in takers):
+                op.outputs[0].dtype.is_bool or (op.type == "Cast" and op.outputs[0].dtype.is_integer) for op in takers):
             return True
     return False
 
