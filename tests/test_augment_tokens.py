@@ -121,6 +121,9 @@ def test_replayed_in_batches_of_any_size_and_length(tokens, tmp_path):
 def test_refusals():
     with pytest.raises(ValueError, match=r"exactly one input that is tokens: whole numbers \[batch, length\]"):
         augment.Pipeline(OPS).apply(np.zeros((2, 3)), epoch=0, index=[0, 1])
+    model = keras.Sequential([keras.Input((3,)), augment.Pipeline(OPS)])
+    with pytest.raises(ValueError, match=r'A model takes whole numbers with keras.Input\(..., dtype="int32"\)'):
+        model(np.zeros((2, 3)), training=True)
     with pytest.raises(ValueError, match=r"TokenDrop: `protected_ids` must be a list of whole numbers"):
         augment.TokenDrop(protected_ids=[1.5])
     with pytest.raises(TypeError, match="mask_id"):

@@ -36,7 +36,8 @@ class Kind:
         require(len(found) == 1, f"it needs exactly one input that is {self.text}",
                 received=[f"{leaf.dtype.name} {tuple(leaf.shape)}" if isinstance(leaf, tf.Tensor) else leaf
                           for leaf in inputs],
-                do="Call `batch` before `map`, and map over a data set of this input and its targets alone.")
+                do="Call `batch` before `map`, and map over a data set of this input and its targets alone."
+                   + (' A model takes whole numbers with keras.Input(..., dtype="int32").' if self.whole else ""))
         return Element(tf.nest.pack_sequence_as(parts, range(len(leaves))), leaves, found[0], mixable=False)
 
 
