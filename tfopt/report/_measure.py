@@ -170,12 +170,12 @@ def _compare(models, data, title, runs, measures, caller):
                  title)
 
 
-def _opened(models, data, caller, stack):
+def _opened(models, data, caller, stack, argument="data"):
     """({name: subject}, the data or None); what running the models changes is put back when `stack` closes."""
     for model in models.values():
         if not is_lite(model):
             _models.require_model(model, caller)
-    source = None if data is None else _data.read(data, _first_inputs(models), targets="required")
+    source = None if data is None else _data.read(data, _first_inputs(models), name=argument, targets="required")
     example = None if source is None else source.head(1).x
     subjects = {name: subject_of(model, name, example) for name, model in models.items()}
     known = next((subject.output_names for subject in subjects.values() if subject.output_names), ())
@@ -186,11 +186,14 @@ def _opened(models, data, caller, stack):
     return subjects, source
 
 
-def outputs_on(models: dict[str, Measured], data: Data, caller: str) -> tuple[dict, dict, dict]:
-    """({name: subject}, {name: {output: array}}, {name: {output: labels}}) of models on the same batches."""
+def outputs_on(models: dict[str, Measured], data: Data, caller: str, argument: str = "data") -> tuple[dict, dict, dict]:
+    """({name: subject}, {name: {output: array}}, {name: {output: labels}}) of models on the same batches.
+
+    `argument` is what the caller's own argument for `data` is called.
+    """
     require(data is not None, "it needs data: (x, y)", data=data)
     with contextlib.ExitStack() as stack:
-        subjects, source = _opened(models, data, caller, stack)
+        subjects, source = _opened(models, data, caller, stack, argument)
         outputs, labels = _quality.collected(subjects, source)
     return subjects, outputs, labels
 

@@ -59,7 +59,7 @@ def temperature(model: keras.Model, val: Data) -> keras.Model:
     require(len(graph.outputs) == 1, "temperature scaling needs a model with one output", outputs=len(graph.outputs))
     last, _ = _ending(graph)
     logits = _without_activation(model)
-    subjects, outputs, labels = outputs_on({model.name: model, "": logits}, val, "report.temperature")
+    subjects, outputs, labels = outputs_on({model.name: model, "": logits}, val, "report.temperature", "val")
     (sample,), (z,) = (samples({model.name: subjects[model.name]}, {model.name: outputs[model.name]}, labels)
                        [model.name].values(), outputs[""].values())
     require(sample.task != REGRESSION, "temperature scaling is for classes", output=sample.task)
