@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 import stat
+import typing
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -72,7 +73,7 @@ def oddity(path):
     return ", ".join(note for note, holds in notes.items() if holds) or None
 
 
-def each(function, items):
+def each(function, items) -> list[typing.Any]:
     """[function(item) ...] in parallel: Pillow reads and resizes outside Python's lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         return [result for start in range(0, len(items), 4096)           # few enough to wait in line
