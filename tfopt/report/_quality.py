@@ -10,6 +10,7 @@ from ._task import LABELED, Kind, kinds_of, sample_of
 
 BATCH = 256
 CHOICE = ListOf(TEXT) | DictOf(ListOf(TEXT))
+CHOICE.text = 'a list of names such as ["f1", "roc_auc"], or a dict of such lists, one for each output'
 
 
 def require_known(choice):
