@@ -56,7 +56,7 @@ def _one_process(chief, name, environment):
             child.kill()
         errors.seek(0)
         told = [line for line in errors.read().decode(errors="replace").splitlines() if line and not LOG.match(line)]
-    last = f": {told[-1]}" if told else ""
+    last = f": {told[-1].rstrip('.')}" if told else ""
     if chief.error:
         raise chief.error
     with chief.lock:
