@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 
 from tfopt import quantize
+from tfopt._litert import file
 
 
 def installed():
@@ -21,7 +22,11 @@ def litert_quantizer(model, x, bits=8):
     from litert_quantizer import qtyping, quantizer
 
     floats = quantize.convert(model, "float32", calibration=x[:1])
-    maker = quantizer.Quantizer(bytearray(floats.content))
+    parsed = file.parse(floats.content)
+    for entry in parsed.metadata:                          # the note of this library, with the checksum of its file
+        parsed.buffers[entry.buffer].data = None
+    parsed.metadata = []
+    maker = quantizer.Quantizer(bytearray(file.pack(parsed)))
     kinds = qtyping.TFLOperationName                       # what is added later counts for its operation
     for kind, own in {kinds.ALL_SUPPORTED: 8, kinds.CONV_2D: bits, kinds.FULLY_CONNECTED: bits}.items():
         maker.add_static_config(regex=".*", operation_name=kind, activation_num_bits=8, weight_num_bits=own)
