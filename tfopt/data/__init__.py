@@ -1,4 +1,4 @@
-"""Input pipelines: arrays, tables, folders of images and of audio as tf.data.
+"""Input pipelines: arrays, tables, folders of images and of audio as tf.data; batches that grow.
 
     train, validation = data.image_folder("photos", 224, 32, validation_split=0.2, augment=pipeline)
     train, validation, fitted = data.table("wine.csv", "cultivar", 32)
