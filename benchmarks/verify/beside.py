@@ -9,8 +9,9 @@ import io
 import pathlib
 import tempfile
 
+import flatbuffers
+
 from tfopt import quantize
-from tfopt._litert import file
 
 
 def installed():
@@ -22,11 +23,12 @@ def litert_quantizer(model, x, bits=8):
     from litert_quantizer import qtyping, quantizer
 
     floats = quantize.convert(model, "float32", calibration=x[:1])
-    parsed = file.parse(floats.content)
+    parsed, builder = floats.parsed, flatbuffers.Builder()
     for entry in parsed.metadata:                          # the note of this library, with the checksum of its file
         parsed.buffers[entry.buffer].data = None
     parsed.metadata = []
-    maker = quantizer.Quantizer(bytearray(file.pack(parsed)))
+    builder.Finish(parsed.Pack(builder), file_identifier=b"TFL3")
+    maker = quantizer.Quantizer(bytearray(builder.Output()))
     kinds = qtyping.TFLOperationName                       # what is added later counts for its operation
     for kind, own in {kinds.ALL_SUPPORTED: 8, kinds.CONV_2D: bits, kinds.FULLY_CONNECTED: bits}.items():
         maker.add_static_config(regex=".*", operation_name=kind, activation_num_bits=8, weight_num_bits=own)
