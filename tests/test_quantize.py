@@ -3,6 +3,7 @@
 import concurrent.futures
 import pathlib
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
@@ -239,6 +240,18 @@ def test_a_file_of_another_making_runs(tmp_path, images):
     lite = quantize.load(tmp_path / "other.tflite")
     np.testing.assert_allclose(lite.predict(images), model.predict(images, verbose=0), atol=1e-6)
     assert lite.report == {}
+
+
+def test_a_checksum_in_the_metadata_of_another_maker_is_not_ours(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    parsed, builder = quantize.convert(model, "float32").parsed, flatbuffers.Builder()
+    for entry in parsed.metadata:
+        parsed.buffers[entry.buffer].data = np.frombuffer(b'{"weights": {"sha256": "%s"}}' % (b"0" * 64), np.uint8)
+        entry.name = b"a model card"
+    builder.Finish(parsed.Pack(builder), file_identifier=b"TFL3")
+    (tmp_path / "model.tflite").write_bytes(bytes(builder.Output()))
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(quantize.load(tmp_path / "model.tflite").predict(x, verbose=0), model(x), atol=1e-6)
 
 
 def test_nothing_of_the_user_is_changed(images, capfd):

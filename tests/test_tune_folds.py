@@ -44,7 +44,7 @@ def test_scaling_is_fitted_inside_each_fold():
         inputs = keras.Input((3,))
         return fixed(inputs, scale(inputs))
 
-    found = tune.cross_validate(build, (X, Y), folds=4, epochs=1, verbose=0)
+    found = tune.cross_validate(build, X, Y, folds=4, epochs=1, verbose=0)
     scaled = np.zeros((40, 1))
     for inside, outside in pairs(found):
         steps = pipeline.Pipeline([("scale", preprocessing.StandardScaler())]).fit(X[inside].astype(float))
@@ -69,7 +69,7 @@ def test_a_table_is_cleaned_inside_each_fold():
         fitted = data.table(rows, "label", 8, validation_split=0)[2]
         return fixed(fitted.model.input, fitted.model.output)
 
-    found = tune.cross_validate(build, (frame, "label"), folds=4, epochs=1, verbose=0)
+    found = tune.cross_validate(build, frame, "label", folds=4, epochs=1, verbose=0)
     numbers = pipeline.make_pipeline(impute.SimpleImputer(strategy="median"), preprocessing.StandardScaler())
     steps = compose.ColumnTransformer([
         ("numbers", numbers, ["a", "b", "c"]),
@@ -97,7 +97,7 @@ def classifier():
 def test_it_is_a_loop_over_folds(weighted):
     x = X / 100
     weights = np.where(Y == 1, 5., 1.).astype("float32")
-    found = tune.cross_validate(classifier, (x, Y), folds=3, epochs=2, batch_size=16, seed=1, verbose=0,
+    found = tune.cross_validate(classifier, x, Y, folds=3, epochs=2, batch_size=16, seed=1, verbose=0,
                                 class_weight={0: 1, 1: 5} if weighted else None)
     assert list(found.frame.columns) == ["accuracy", "loss"]
     for fold, (inside, outside) in enumerate(_folds.split(Y, 3, 1)):
@@ -110,9 +110,6 @@ def test_it_is_a_loop_over_folds(weighted):
         assert found.frame.loss[fold] == pytest.approx(model.evaluate(x[outside], Y[outside], verbose=0)[0], rel=1e-5)
         np.testing.assert_allclose(found.predictions[outside], model.predict(x[outside], verbose=0), rtol=1e-4)
         np.testing.assert_allclose(found.models[fold].get_weights()[0], model.get_weights()[0], rtol=1e-4)
-    if not weighted:
-        given = tune.cross_validate(classifier, (x, Y, weights), folds=3, epochs=2, batch_size=16, seed=1, verbose=0)
-        assert not np.allclose(given.frame.loss, found.frame.loss)
 
 
 @pytest.mark.slow
@@ -129,14 +126,14 @@ def test_groups_stay_together(y, capsys):
     calls, kind = [], model_selection.StratifiedGroupKFold if y is Y else model_selection.GroupKFold
     expected = list(kind(3, shuffle=True, random_state=2).split(X, y, GROUPS))
     held_out = [set(X[test, 0]) for _, test in expected]
-    found = tune.cross_validate(build, (X, y), folds=3, groups=GROUPS, epochs=1, seed=2)
+    found = tune.cross_validate(build, X, y, folds=3, groups=GROUPS, epochs=1, seed=2)
     for fold, (_, test) in enumerate(expected):
         np.testing.assert_array_equal(np.flatnonzero(found.folds == fold), test)
     assert all(len(set(found.folds[group == GROUPS])) == 1 for group in GROUPS)
-    plain = tune.cross_validate(classifier, (X, Y), folds=3, epochs=1, seed=2, verbose=0).folds
+    plain = tune.cross_validate(classifier, X, Y, folds=3, epochs=1, seed=2, verbose=0).folds
     assert any(len(set(plain[group == GROUPS])) > 1 for group in GROUPS)                    # negative control
     assert "3/3" in capsys.readouterr().out
-    tune.cross_validate(classifier, (X, Y), folds=2, epochs=1, verbose=0)
+    tune.cross_validate(classifier, X, Y, folds=2, epochs=1, verbose=0)
     assert capsys.readouterr().out == ""
 
 
@@ -151,7 +148,7 @@ def test_several_inputs_and_outputs():
         return model
 
     x = {"a": X[:, :2] / 100, "b": X[:, 2:] / 100}
-    found = tune.cross_validate(build, (x, X[:, 0] / 100), folds=2, epochs=1, verbose=0)
+    found = tune.cross_validate(build, x, X[:, 0] / 100, folds=2, epochs=1, verbose=0)
     for name, width in (("one", 1), ("two", 2)):
         assert found.predictions[name].shape == (40, width)
         for fold, (_, outside) in enumerate(pairs(found)):
@@ -161,11 +158,10 @@ def test_several_inputs_and_outputs():
 
 @pytest.mark.parametrize(("given", "words"), [
     ({"folds": 41}, "`folds` must be at least 2 and at most"), ({"groups": GROUPS[:3]}, "the group of each row"),
-    ({"groups": np.repeat([0, 1], 20)}, "at most the number of groups"), ({"data": X}, r"`data` must be \(x, y\)"),
-    ({"data": (X, Y[:5])}, "of one length"), ({"data": (pd.DataFrame(X), "label")}, "must be among the columns"),
-    ({"data": (X, Y, X[:, 0]), "class_weight": {0: 1.}}, "not both"),
-    ({"data": (X[:, :2], Y)}, "of the shape of the model's inputs"),
+    ({"groups": np.repeat([0, 1], 20)}, "at most the number of groups"), ({"y": "label"}, "the name of a column"),
+    ({"y": Y[:5]}, "of one length|several lengths"), ({"x": pd.DataFrame(X), "y": "label"}, "the name of a column"),
+    ({"x": X[:, :2]}, "of the shape of the model's inputs"),
 ])
 def test_what_does_not_fit_is_refused(given, words):
     with pytest.raises(ValueError, match=f"^tune.cross_validate: .*{words}"):
-        tune.cross_validate(classifier, **{"data": (X, Y), "folds": 3, "epochs": 1, "verbose": 0, **given})
+        tune.cross_validate(classifier, **{"x": X, "y": Y, "folds": 3, "epochs": 1, "verbose": 0, **given})

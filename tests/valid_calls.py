@@ -271,7 +271,7 @@ def calls(directory):
         "tune.Search": {"build": network, "objective": "val_loss", "algorithm": "random", "max_trials": 1,
                         "directory": path, "limits": None, "folds": None, "seed": 0, "keep_weights": 1},
         "tune.augmentation": {"hp": space(), "flip": True, "seed": 0},
-        "tune.cross_validate": {"build": network, "data": (x, y), "folds": 2, "groups": None, "epochs": 1,
+        "tune.cross_validate": {"build": network, "x": x, "y": y, "folds": 2, "groups": None, "epochs": 1,
                                 "batch_size": 8, "class_weight": None, "seed": 0, "verbose": 0},
         "tune.distillation": {"hp": space()}, "tune.regularizer": {"hp": space(), "low": 1e-6, "high": 0.01},
         "tune.schedule": {"hp": space(), "total": 100, "low": 1e-4, "high": 0.1},

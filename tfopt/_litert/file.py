@@ -12,7 +12,7 @@ from .._tables import Frame
 
 _METADATA = b"tfopt"
 _FORMAT = 1                                                # of the note
-_SEAL = re.compile(rb'"sha256": "(.{64})"', re.DOTALL)
+_SEAL = re.compile(rb'\{"format": %d, "sha256": "(.{64})"' % _FORMAT, re.DOTALL)         # how the note begins
 _BLANK = "0" * 64                                          # in the place of the checksum while it is computed
 _OPS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
@@ -59,7 +59,8 @@ def sign(model, *, inputs, outputs, note):
 
 def seal(content):
     """The bytes of a signed file with their checksum in its note."""
-    return _SEAL.sub(b'"sha256": "%s"' % _sum(content), content, count=1)
+    start, end = _SEAL.search(content).span(1)
+    return content[:start] + _sum(content) + content[end:]
 
 
 def is_sealed(content):

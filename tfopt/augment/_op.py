@@ -8,6 +8,7 @@ from .._check import NO, Constraint, Number, Whole, checked
 from .._keras import NotALayer, in_xla, serializable, tf
 
 Tensors = tuple[tf.Tensor, ...]
+Noise = typing.Callable[[typing.Sequence[int]], tf.Tensor]                  # shape -> uniform numbers [batch, *shape]
 PROBABILITY = Number(low=0, high=1)
 TURN = "It is a fraction of a full turn: 15 degrees are 15 / 360."
 MOVES, BENDS, RECOLORS, CHANGES = "matrix", "shifts", "affine", "change"    # the kinds, by the method that makes them

@@ -3,15 +3,12 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
 
 from .._check import FLAG, Number, OneOf, Whole
 from .._keras import tf
-from ._op import PROBABILITY, Op, Range, between, operation
+from ._op import PROBABILITY, Noise, Op, Range, between, operation
 from ._pixels import normal
 from ._signals import column, length
-
-Noise = Callable[[typing.Sequence[int]], tf.Tensor]
 
 
 @operation(snr_db=Range(-60, 120, number="both"), probability=PROBABILITY)

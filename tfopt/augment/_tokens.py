@@ -1,15 +1,12 @@
 """Sequences of token ids: some are dropped, masked or swapped; padding and protected ids stay."""
 
 import dataclasses
-import typing
-from collections.abc import Callable
 
 from .._check import NO, ListOf, Number, Rule, Whole
 from .._keras import tf
-from ._op import PROBABILITY, Op, operation
+from ._op import PROBABILITY, Noise, Op, operation
 from ._signals import length
 
-Noise = Callable[[typing.Sequence[int]], tf.Tensor]
 _IDS = Rule("a list of whole numbers", lambda ids: ListOf(Whole(), low=0)(ids) is not NO,
             lambda ids: tuple(map(int, ids)))
 _TOKENS = {"rate": Number(low=0, high=1), "padding_id": Whole(), "protected_ids": _IDS, "probability": PROBABILITY}

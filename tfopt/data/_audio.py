@@ -122,7 +122,7 @@ def audio_folder(directory: PathLike, batch_size: int, *, output_sequence_length
       TensorShape([2, 903])
     """
     root = pathlib.Path(directory).resolve()
-    found = by_class(walk(root, _SUFFIXES), _SUFFIXES)
+    found = by_class(walk(root, _SUFFIXES), _SUFFIXES, "sounds")
     names = list(found.files)
     seen = dict(zip(names, each(_look, [root / name for name in names]), strict=True))
     rate, bad = _rate_and_bad(seen)

@@ -53,12 +53,12 @@ def list_labeled(path, root):
     return by_class(found)
 
 
-def by_class(found, suffixes=SUFFIXES):
+def by_class(found, suffixes=SUFFIXES, noun="images"):
     """A Listing with labels, by the sub-folders of its root."""
     classes = _classes(found)
     stray = [name for name in found.files if "/" not in name]
     files = {name: path for name, path in found.files.items() if "/" in name}
-    require(files, f"there must be {'images' if suffixes == SUFFIXES else 'sounds'} in the sub-folders",
+    require(files, f"there must be {noun} in the sub-folders",
             directory=str(found.root), suffixes=suffixes)
     number = {name: number for number, name in enumerate(classes)}
     labels = np.array([number[name.split("/")[0]] for name in files], np.int32)

@@ -58,9 +58,10 @@ class CrossValidation:
 
 @checked(build=FUNCTION, folds=Whole(low=2), epochs=EPOCHS, batch_size=BATCH_SIZE, class_weight=CLASS_WEIGHT, seed=SEED,
          verbose=VERBOSE)
-def cross_validate(build: Callable[..., keras.Model], data: Any, *, folds: int = 5, groups: Any = None,
-                   epochs: int = 10, batch_size: int = 32, class_weight: dict[int, float] | None = None, seed: int = 0,
-                   verbose: Verbose = "auto") -> CrossValidation:
+def cross_validate(  # noqa: PLR0913 - those of keras.Model.fit, and the folds
+        build: Callable[..., keras.Model], x: Any, y: Any, *, folds: int = 5, groups: Any = None, epochs: int = 10,
+        batch_size: int = 32, class_weight: dict[int, float] | None = None, seed: int = 0,
+        verbose: Verbose = "auto") -> CrossValidation:
     """K-fold cross-validation: trains a new model for each fold and scores it on the rows it has not seen.
 
     Labels that are whole numbers are stratified. What is reported is the model after the last epoch: an epoch chosen
@@ -68,10 +69,12 @@ def cross_validate(build: Callable[..., keras.Model], data: Any, *, folds: int =
     `Normalization.adapt`, belongs into `build`: it sees the rows that the fold trains on and no other.
 
     Args:
-      build: `() -> compiled model`, or `training rows -> compiled model`; they come as `data`: a table, or a tuple.
-      data: `(x, y)` or `(x, y, sample_weight)`, arrays, tables, or dicts of them; or `(table, "column")`, whose column
-        is the target: text, bool and categories become 0, 1, ... in sorted order. A model whose input is a dict of the
-        columns of a table, such as one that begins with `data.table(rows, ...)[2].model`, gets them as they are.
+      build: `() -> compiled model`, or `training rows -> compiled model`; they come as a table where `y` is the name of
+        a column, else as `(x, y)`.
+      x: array [n, ...], a table, or a dict of them. A model whose input is a dict of the columns of a table, such as
+        one that begins with `data.table(rows, ...)[2].model`, gets them as they are.
+      y: array [n, ...]; or the name of the column of the table `x` that is the target: text, bool and categories become
+        0, 1, ... in sorted order.
       folds: 2 .. n.
       groups: array [n] of words or numbers, or None; the rows of a group are held out together.
       epochs, batch_size: of each training, >= 1.
@@ -92,13 +95,11 @@ def cross_validate(build: Callable[..., keras.Model], data: Any, *, folds: int =
       ...     model.compile("sgd", "mse")
       ...     return model
       >>> x = np.random.default_rng(0).normal(5, 3, size=(20, 2))
-      >>> found = cross_validate(build, (x, x[:, :1]), folds=4, epochs=1, verbose=0)
+      >>> found = cross_validate(build, x, x[:, :1], folds=4, epochs=1, verbose=0)
       >>> len(found.models), found.predictions.shape
       (4, (20, 1))
     """
-    rows = _Rows(data)
-    require(class_weight is None or rows.weights is None, "Keras takes `class_weight` or a sample_weight, not both",
-            class_weight=class_weight, do="Multiply them into the sample_weight.")
+    rows = _Rows(x, y)
     fold_of = np.empty(rows.length, int)
     scores, models, predictions = [], [], None
     bar = keras.utils.Progbar(folds, verbose=1 if verbose == "auto" else verbose, unit_name="fold")
@@ -114,7 +115,7 @@ def cross_validate(build: Callable[..., keras.Model], data: Any, *, folds: int =
                 scores.append(model.evaluate(found(outside, 256), verbose=0, return_dict=True))
                 outputs = keras.tree.map_structure(np.asarray, model.predict(found(outside, 256), verbose=0))
             except (ValueError, TypeError, tf.errors.OpError) as error:
-                raise refusal("the model must train on `data`", fold=fold, fit=said(error),
+                raise refusal("the model must train on `x` and `y`", fold=fold, fit=said(error),
                               do="`model.fit` must take the data.") from error
         models.append(model)
         if predictions is None:
@@ -153,31 +154,24 @@ def _parts(y, folds, groups, seed):
 class _Rows:
     """The rows of the data, as the user's `build` and as a model takes them."""
 
-    def __init__(self, data):
-        self.target = self.weights = None
-        if isinstance(data, tuple) and len(data) == 2 and list(map(type, data)) == [pd.DataFrame, str]:
-            self.table, self.target = data
-            require(self.target in self.table, "the target must be among the columns", target=self.target,
-                    columns=list(self.table))
-            self.x, (self.y, _) = self.table.drop(columns=self.target), encode_target(self.table[self.target])
+    def __init__(self, x, y):
+        self.table = x if isinstance(y, str) else None
+        if self.table is None:
+            self.x, self.y = x, _one(y, "y")
         else:
-            require(isinstance(data, list | tuple) and len(data) in (2, 3), "`data` must be (x, y), (x, y, "
-                    "sample_weight) or (table, \"column\")", data=data)
-            self.x, y, *weights = data
-            self.y = _one(y, "data")
-            self.weights = _one(weights[0], "data") if weights and weights[0] is not None else None
+            require(isinstance(x, pd.DataFrame) and y in x, "`y` must be an array, or the name of a column of the "
+                    "table `x`", y=y, x=list(x) if isinstance(x, pd.DataFrame) else x)
+            self.x, (self.y, _) = x.drop(columns=y), encode_target(x[y])
         self.length = len(self.y)
         if not isinstance(self.x, pd.DataFrame):
-            self.x = _data.read((self.x, self.y), name="data", targets="required").x
-        require(_length(self.x) == self.length and (self.weights is None or len(self.weights) == self.length),
-                "the arrays of `data` must be of one length", x=_length(self.x), y=self.length)
+            self.x = _data.read((self.x, self.y), name="x, y", targets="required").x
+        require(_length(self.x) == self.length, "`x` and `y` must be of one length", x=_length(self.x), y=self.length)
 
     def given(self, chosen):
         """Some rows in the form of the data."""
-        if self.target is not None:
+        if self.table is not None:
             return self.table.iloc[chosen]
-        parts = (self.x, self.y) if self.weights is None else (self.x, self.y, self.weights)
-        return tuple(_some(part, chosen) for part in parts)
+        return tuple(_some(part, chosen) for part in (self.x, self.y))
 
     def of(self, model):
         """`(rows, batch_size, seed or None) -> batches` for a model."""
@@ -185,8 +179,8 @@ class _Rows:
         if isinstance(self.x, pd.DataFrame) and graph is not None and isinstance(graph.input, dict):
             x = raw_columns(self.x, model)
         else:
-            x = _data.read((self.x, self.y), model, name="data", targets="required").x
-        parts = _data.in_tuples((x, self.y) if self.weights is None else (x, self.y, self.weights))
+            x = _data.read((self.x, self.y), model, name="x, y", targets="required").x
+        parts = _data.in_tuples((x, self.y))
         with tf.device("CPU"):
             tensors = keras.tree.map_structure(tf.convert_to_tensor, parts)
 
@@ -201,8 +195,7 @@ class _Rows:
 def _one(part, name):
     """One array."""
     found = _data.read(list(part) if isinstance(part, tuple) else part, name=name, finite=True).x
-    require(hasattr(found, "shape"), f"`{name}` must hold one array of targets" if name == "data" else
-            f"`{name}` must be one array", **{name: found})
+    require(hasattr(found, "shape"), f"`{name}` must be one array", **{name: found})
     return found
 
 

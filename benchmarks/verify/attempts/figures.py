@@ -134,8 +134,8 @@ def zeros_of_skipped(folder):
 @fault("figures", "tune", "x and y of different lengths in cross_validate")
 def lengths(folder):
     model = network()
-    yield from refused((model, lambda rows=rows: tune.cross_validate(lambda: model, (X, X[:rows, :1]), folds=2,
-                                                                     epochs=1, verbose=0)) for rows in (1, 200, 319))
+    yield from refused((model, lambda rows=rows: tune.cross_validate(lambda: model, X, X[:rows, :1], folds=2, epochs=1,
+                                                                     verbose=0)) for rows in (1, 200, 319))
 
 
 @fault("figures", "tune", "the line of a trial in a resumed search of two objectives: which one does it print as best")
