@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tfopt import _plots, augment, data, distill, distribute, quantize, report, tune
@@ -117,3 +118,11 @@ def test_objects_say_what_they_are(tmp_path):
         "Search(max val_f1, tpe, 0 of 3 trials completed")
     assert repr(augment.Pipeline([augment.Flip()])).startswith("<augment.Pipeline [Flip(")
     assert repr(quantize.convert(student, "float32")).startswith("<LiteModel float32, ")
+
+
+def test_a_picture_makes_its_folder(tmp_path):
+    figure = Figure()
+    _plots.save(figure, tmp_path / "results" / "new" / "picture.png")
+    assert (tmp_path / "results" / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="`path` must be a folder, and a file is in its place"):
+        _plots.save(figure, tmp_path / "results" / "new" / "picture.png" / "another.png")

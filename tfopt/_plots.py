@@ -62,10 +62,11 @@ def wrapped(text, width):
 
 
 def save(figure, path, dpi=150):
-    """Writes the figure, if there is a path, in the format of its ending; returns the figure."""
+    """Writes the figure, if there is a path, in the format of its ending, and makes its folder; returns the figure."""
     if path is not None:
         require(pathlib.Path(path).suffix in (".png", ".pdf", ".svg"), "`path` must end with .png, .pdf or .svg",
                 path=path)
+        _files.make_folder(pathlib.Path(path).parent, "path")
         with _files.whole(path) as part:
             figure.savefig(part, dpi=dpi)
     return figure
