@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -21,6 +22,17 @@ hypothesis.settings.load_profile("tfopt")
 def _seeds():
     if "keras" in sys.modules:                              # a test of files alone does without TensorFlow
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _autograph(caplog):
+    """No function of ours that AutoGraph cannot read: it warns the user, who can do nothing about it."""
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(caplog.handler)                       # TensorFlow's logger does not propagate
+    yield
+    logger.removeHandler(caplog.handler)
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [message for message in messages if "AutoGraph could not" in message]
 
 
 @pytest.fixture

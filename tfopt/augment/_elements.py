@@ -72,7 +72,7 @@ def element_of(parts):
         return _from_keys(parts[0])
     parts = tensors(tuple(parts))
     leaves, inputs, names = tf.nest.flatten(parts), tf.nest.flatten(parts[0]), _names(parts)
-    points = {place: move for place, name in enumerate(names) if (move := _mover(name, leaves[place]))}
+    points = _points(names, leaves)
     image = _only_image(inputs, parts[0], points)
     targets = tf.nest.flatten(parts[1]) if len(parts) > 1 else []
     maps = {place: not leaf.dtype.is_floating for place, leaf in enumerate(leaves)
@@ -80,6 +80,12 @@ def element_of(parts):
     label = len(inputs) if len(targets) == 1 and len(inputs) not in {*maps, *points} else None
     return Element(tf.nest.pack_sequence_as(parts, range(len(leaves))), leaves, image, label, maps, points,
                    mixable=not maps and not points and len(inputs) == 1 and len(targets) <= 1)
+
+
+def _points(names, leaves):
+    """{place: mover} of the boxes and keypoints; without `:=`, which AutoGraph warns of inside a data set's map."""
+    movers = {place: _mover(name, leaf) for place, (name, leaf) in enumerate(zip(names, leaves, strict=True))}
+    return {place: move for place, move in movers.items() if move}
 
 
 def _from_keys(batch):
@@ -93,7 +99,7 @@ def _from_keys(batch):
                 "masks are [batch, height, width] or have one more axis",
                 shape=key in batch and tuple(batch[key].shape))
     leaves, names = tf.nest.flatten(batch), _names(batch)
-    points = {place: move for place, name in enumerate(names) if (move := _mover(name, leaves[place]))}
+    points = _points(names, leaves)
     maps = {names.index(key): True for key in MASKS if key in batch}
     label = names.index("labels") if "labels" in batch and isinstance(batch["labels"], tf.Tensor) else None
     return Element(tf.nest.pack_sequence_as(batch, range(len(leaves))), leaves, names.index("images"), label, maps,
