@@ -12,7 +12,7 @@ import tfopt
 
 PACKAGE = pathlib.Path(tfopt.__file__).parent
 PROJECT = pathlib.Path(__file__).parent.parent
-LAYER = {"_check": 0.0, "_files": 0.1, "_tables": 0.1, "_keras": 0.2, "_typing": 0.3, "_plots": 0.3,
+LAYER = {"_check": 0.0, "_files": 0.1, "_tables": 0.1, "_speed": 0.1, "_keras": 0.2, "_typing": 0.3, "_plots": 0.3,
          "_models": 1.0, "_data": 1.1, "_toolkit": 1.3, "_litert": 1.3,
          "callbacks": 2.1, "report": 3.0, "tune": 3.1, "compress": 3.2, "__init__": 4}     # all other modules: layer 2
 PRIVATE = {"_keras", "_toolkit"}                           # where Keras' and TensorFlow's private names may be used

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.lite.python.interpreter import Interpreter
 
 from tfopt import quantize
-from tfopt.quantize import _convert
+from tfopt._litert import convert
 
 layers = keras.layers
 MODES = ["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -438,7 +438,7 @@ def test_two_inputs_in_a_tuple_are_inputs(rng):
 
 def test_the_converter_s_own_error_is_shown():
     text = "loc(x): error: 'tf.Foo' op is odd\n  some code\n^\nnote: called from\n^"
-    assert _convert._first_error(text) == "'tf.Foo' op is odd"
+    assert convert._first_error(text) == "'tf.Foo' op is odd"
 
 
 def test_kernels_that_are_made_of_constants(rng):

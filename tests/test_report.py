@@ -493,7 +493,7 @@ def test_a_table_prints_whole_at_any_width(monkeypatch, rng, width):
 
 def test_each_timed_turn_follows_untimed_calls_of_the_same_model(monkeypatch):
     """Cold after its neighbor a file was three times slower."""
-    from tfopt.report import _speed
+    from tfopt import _speed
 
     order = []
     timed = _speed._timed

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from keras import layers as L
 
-from tfopt import shrink
+from tfopt import quantize, report, shrink
 
 EXACT = 5e-6
 
@@ -228,6 +228,70 @@ def test_macs_are_met_from_below(target):
     model = classifier()
     small = shrink.channels(model, macs=target, round_to=2)
     assert 0.97 * target <= macs(small) / macs(model) <= target
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Multiply-accumulates in place of time; returns the list of what was asked."""
+    asked = []
+
+    def timer(model, samples):
+        return lambda small: asked.append(macs(small) / macs(model)) or asked[-1]
+
+    monkeypatch.setattr(shrink._latency, "timer", timer)
+    return asked
+
+
+@pytest.mark.parametrize(("target", "round_to"), [(0.8, 1), (0.5, 1), (0.25, 1), (0.5, 8), (0.3, 16)])
+def test_latency_is_met_from_below(target, round_to, counted):
+    model = classifier()
+    small = shrink.channels(model, latency=target, round_to=round_to)
+    share = macs(small) / macs(model)
+    assert share == max(asked for asked in counted if asked <= target), "it was measured"
+    assert len(counted) <= 9
+    missed = min((asked for asked in counted if asked > target), default=1)
+    assert share >= target - shrink._latency.CLOSE or (round_to > 1 and missed - share < 0.3), "a step more is too slow"
+
+
+def test_latency_that_falls_in_stairs(monkeypatch):
+    """As kernels are: the time of every width is that of the next multiple of 16."""
+    monkeypatch.setattr(shrink._latency, "timer", lambda model, _: lambda small: (
+        -(-small.get_layer("wide").filters // 16) / 3))
+    widths = [shrink.channels(classifier(), latency=target, round_to=4, where="wide").get_layer("wide").filters
+              for target in (0.34, 0.67, 0.99)]
+    assert widths[0] <= 16 < widths[1] <= 32
+    assert 16 < widths[2] <= 32
+
+
+def test_latency_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr(shrink._latency, "timer", lambda *_: lambda small: 0.7777)
+    with pytest.raises(ValueError, match=r"^shrink\.channels: cannot reach this target.*least_possible=0\.778"):
+        shrink.channels(classifier(), latency=0.7)
+
+
+def test_latency_needs_a_size():
+    x = keras.Input((None, None, 3))
+    y = L.GlobalAveragePooling2D()(L.Conv2D(16, 3, name="conv")(x))
+    with pytest.raises(ValueError, match=r"^shrink\.channels: needs inputs of known size.*Pass `data`"):
+        shrink.channels(keras.Model(x, L.Dense(2)(y)), latency=0.5)
+
+
+@pytest.mark.slow
+def test_latency_as_it_is_measured(rng):
+    """Against files that `quantize.convert` makes and `report` measures; the control is asked for less."""
+    x = keras.Input((None, None, 3))
+    y = x
+    for _ in range(3):
+        y = L.Conv2D(64, 3, activation="relu")(y)
+    model = keras.Model(x, L.Dense(4)(L.GlobalAveragePooling2D()(y)))
+    randomize(model, rng)
+    images = rng.normal(size=(4, 32, 32, 3)).astype("float32")
+    models = {"model": model, **{str(target): shrink.channels(model, latency=target, data=images)
+                                 for target in (0.5, 0.95)}}
+    assert gap(silenced(model, models["0.5"]), models["0.5"], images) <= EXACT
+    files = {name: quantize.convert(one, "float32", calibration=images) for name, one in models.items()}
+    whole, half, control = (row.latency_ms for row in report.compare(files, runs=50).rows)
+    assert 0.2 < half / whole < 0.65 < control / whole
 
 
 def test_macs_count_as_by_hand():
@@ -525,7 +589,8 @@ def test_fully_locked():
 
 
 @pytest.mark.parametrize(("options", "rule"), [
-    ({}, "either `keep` or `macs`"), ({"keep": 0.5, "macs": 0.5}, "either `keep` or `macs`"),
+    ({}, "one of `keep`, `macs` and `latency`"), ({"keep": 0.5, "macs": 0.5}, "one of `keep`, `macs`"),
+    ({"macs": 0.5, "latency": 0.5}, "one of `keep`, `macs` and `latency`"), ({"latency": 1}, "`latency` must be"),
     ({"keep": 0}, "`keep` must be"), ({"keep": 1.1}, "`keep` must be"), ({"macs": 1}, "`macs` must be"),
     ({"macs": 0.001}, "cannot reach this target.*least_possible"), ({"keep": 0.5, "round_to": 0}, "`round_to` must be"),
     ({"keep": 0.5, "importance": "magic"}, "`importance` must be 'l1'"), ({"keep": 1}, "no channel would go"),

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from .._check import require
+from .._check import refusal, require
 
 _one_at_a_time = threading.RLock()
 
@@ -53,6 +53,32 @@ def batches(interpreter, arrays, *, each=run, tick=None):
     require(all(len(output) == size for output in parts[0]), f"this file has outputs without one row a sample when it "
             f"takes {size} at once", do="Leave `batch_size` out.")
     return [np.concatenate(rows)[:count] for rows in zip(*parts, strict=True)]
+
+
+def caller(content):
+    """`() -> None` for measuring a file: inputs in, one run on one thread, outputs out."""
+    made = interpreter(content, num_threads=1)
+    inputs = [(detail["index"], np.zeros(detail["shape"], detail["dtype"])) for detail in made.get_input_details()]
+    outputs = [detail["index"] for detail in made.get_output_details()]
+
+    def once():
+        for index, values in inputs:
+            made.set_tensor(index, values)
+        made.invoke()
+        for index in outputs:
+            made.get_tensor(index)
+
+    try:
+        once()
+    except RuntimeError:                                   # zeros may be padding alone, which has no mean
+        for _, values in inputs:
+            values[...] = 1
+        try:
+            once()
+        except RuntimeError as error:
+            raise refusal(f"LiteRT cannot run this file on zeros or ones ({reason(error)})",
+                          do="Convert the model in another mode.") from None
+    return once
 
 
 def reason(error):

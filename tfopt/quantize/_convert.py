@@ -1,30 +1,23 @@
-"""A Keras model -> a LiteRT file, in seconds: freeze the graph, convert, name its ends, check what came out."""
+"""A Keras model -> a LiteRT file, in seconds: convert, name its ends, check what came out."""
 
-import re
 import time
 import warnings
 
 import numpy as np
-from absl import logging
 
 from .. import _data, _models
-from .._check import MODEL, OneOf, checked, refusal, require
-from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
-from .._keras.lite import ConverterError, frozen
+from .._check import MODEL, OneOf, checked, require
+from .._keras import fresh_inputs, graph_of, keras, tf
 from .._litert import file, match, run
+from .._litert.convert import CALIBRATED, in_float32, require_convertible, sized, to_lite
 from .._typing import Data
 from . import _candidates
 from ._layers import unrounded
 from ._lite import LiteModel, take
-from ._prepare import in_float32
 from ._train import Rounding, require_stripped
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
-_CALIBRATED = ("int8", "int16x8", "int4")
-_INT16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
 _BY_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
-_WORDS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.Hashing,
-          keras.layers.HashedCrossing)
 
 
 @checked(model=MODEL, mode=OneOf(*_MODES), rounding=OneOf("auto", "nearest"))
@@ -95,14 +88,14 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     _require_convertible(model, mode, calibration, trained)
     structure, samples = _inputs(model, calibration)
     source = model if trained else in_float32(model)
-    content, outputs, batch = _to_lite(source, structure, samples, mode, trained)
+    content, outputs, batch = to_lite(source, structure, samples, mode, trained)
     rounded, expected = {}, None
-    if not trained and calibration is not None and mode in (*_CALIBRATED, "dynamic"):
+    if not trained and calibration is not None and mode in (*CALIBRATED, "dynamic"):
         _run(content, [array[:batch or 1] for array in samples])              # may LiteRT run it at all?
         expected = _expected(source, structure, samples)
         content, rounded = _candidates.best(
             source, content, expected, samples, mode, rounding,
-            lambda one, mode: _to_lite(one, structure, samples, mode, False)[0])
+            lambda one, mode: to_lite(one, structure, samples, mode, False)[0])
     parsed = file.parse(content)
     ops = file.operations(parsed)
     if trained:
@@ -131,17 +124,10 @@ def _require_convertible(model, mode, calibration, trained):
     require(not trained or mode == model.mode, "a model from quantize.wrap is converted as it was trained",
             mode=mode, trained_for=model.mode if trained else None,
             do="Leave `mode` out, or convert the model it was made of.")
-    require(mode not in _CALIBRATED or trained or calibration is not None,
+    require(mode not in CALIBRATED or trained or calibration is not None,
             f"{mode} needs calibration data: it cannot guess the ranges of the activations",
             calibration=None, do="Pass some hundred typical inputs, or train the model with quantize.wrap.")
-    parts = parts_of(model)
-    words = [f"{part.name} ({type(part).__name__})" for part in parts if isinstance(part, _WORDS)]
-    require(not words, "LiteRT has no vocabularies, hashes and texts", layers=words,
-            do="Leave these layers outside: convert keras.Model(what comes out of them, model.output), and run them "
-               "before the file.")
-    stateful = [part.name for part in parts if getattr(part, "stateful", False)]
-    require(not stateful, "a file keeps no state from one call to the next", stateful=stateful,
-            do="Build these layers with stateful=False.")
+    require_convertible(model)
 
 
 def _inputs(model, calibration):
@@ -156,105 +142,12 @@ def _inputs(model, calibration):
         inputs = keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype.name), shown)
     if calibration is not None:
         samples = take(calibration, inputs)
-        inputs = keras.tree.pack_sequence_as(inputs, [
-            keras.Input(batch_shape=(x.shape[0], *array.shape[1:]), dtype=x.dtype, sparse=x.sparse, name=x.name)
-            for x, array in zip(keras.tree.flatten(inputs), samples, strict=True)])
+    inputs = sized(inputs, samples, "calibration")
     flat = keras.tree.flatten(inputs)
-    require(not any(x.sparse for x in flat), "needs dense inputs: LiteRT has no sparse ones",
-            sparse=[x.name for x in flat if x.sparse])
-    require(all(None not in x.shape[1:] for x in flat), "needs inputs of known size",
-            shapes={x.name: x.shape for x in flat},
-            do="Pass `calibration`, whose sizes are taken, or build the model with fixed ones.")
     noise = np.random.default_rng(0)
     return inputs, samples or [
         noise.standard_normal((8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
         else np.zeros((8, *x.shape[1:]), x.dtype) for x in flat]
-
-
-def _to_lite(model, inputs, samples, mode, trained):
-    """The converter's file, the structure of the model's outputs, and how many samples the file takes at once."""
-    own = next(iter(keras.tree.flatten(inputs))).shape[0]
-    problems = []
-    # The converter makes some models of open batch size alone, and others only of constants that are not folded: it
-    # knows GELU by its parts.
-    for batch, fold in [(own or 1, not trained), *([(own or 1, False)] if not trained else []),
-                        *([] if own else [(None, not trained)])]:
-        try:
-            return *_converted(model, inputs, samples, mode, trained, batch, fold), batch
-        except (ConverterError, RuntimeError) as error:
-            problems.append(str(error))
-    missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", problems[0])))
-    require(not missing, "LiteRT lacks operations of this model", lacking=missing,
-            do="Take them out of the model, for instance preprocessing that can be done before it.")
-    raise refusal(f"the converter cannot make this model {mode}: {_first_error(problems[0])}",
-                  do="Choose another mode, or replace the layer that it names.")
-
-
-def _converted(model, inputs, samples, mode, trained, batch, fold):
-    outputs = None
-
-    def forward(*flat):
-        nonlocal outputs
-        with keras.StatelessScope():                       # what a call changes (random states) stands still in a file
-            outputs = model(keras.tree.pack_sequence_as(inputs, list(flat)), training=False)
-        return [tf.identity(output) for output in keras.tree.flatten(outputs)]
-
-    specs = [tf.TensorSpec((batch, *x.shape[1:]), x.dtype, name=f"input_{index}")
-             for index, x in enumerate(keras.tree.flatten(inputs))]
-    with run.quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)
-        try:
-            function = frozen(forward, specs, fold=fold)
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
-            _choose(converter, mode, None if trained else samples, function)
-            content = converter.convert()
-            if mode in _CALIBRATED and any(op.type == "SquaredDifference" for op in function.graph.get_operations()):
-                parsed = file.parse(content)
-                file.widen_squared_differences(parsed)
-                content = file.pack(parsed)
-            return content, outputs
-        finally:
-            logging.set_verbosity(level)
-
-
-def _first_error(text):
-    """What the converter complains of, without the place in its own source."""
-    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-    line = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
-    return line.split("error:", 1)[-1].strip().rstrip(".")
-
-
-def _choose(converter, mode, samples, function):
-    sets, spec = tf.lite.OpsSet, converter.target_spec
-    if mode != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if mode == "float16":
-        spec.supported_types = [tf.float16]
-    if mode in _CALIBRATED:
-        if mode != "int16x8" and not _wants_floats(function):
-            converter.inference_input_type = converter.inference_output_type = tf.int8
-        if samples is not None:
-            loops = [op.name for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
-            require(not loops, f"{mode} cannot find the ranges inside loops", loops=loops,
-                    do="Build the RNN layers with unroll=True, or convert in mode dynamic.")
-            # With the float set as well, the converter leaves an operation in float where it would give up.
-            spec.supported_ops = [_INT16 if mode == "int16x8" else sets.TFLITE_BUILTINS_INT8, sets.TFLITE_BUILTINS]
-            step = function.inputs[0].shape[0] or 1
-            converter.representative_dataset = lambda: (
-                [array[start:start + step] for array in samples] for start in range(0, len(samples[0]), step))
-
-
-def _wants_floats(function):
-    """Would eight bits at the ends change what an input tells: indices, as for Embedding, or where a mask is?"""
-    for source in function.inputs:
-        takers = source.consumers()
-        rounded = [op for op in takers if op.type.startswith("FakeQuant")]
-        if (rounded and len(rounded) < len(takers)) or any(
-                op.outputs[0].dtype.is_bool or (op.type == "Cast" and op.outputs[0].dtype.is_integer) for op in takers):
-            return True
-    return False
 
 
 class _Signature:

@@ -237,29 +237,6 @@ class Prepared:
         return x
 
 
-def in_float32(model):
-    """`model`, or a copy that computes in float32 where it does not: LiteRT has no bfloat16.
-
-    In the copy, the norm of one feature is the constant that it is: x - mean(x) is zero, which eight bits do not get.
-    """
-    used = [] if graph_of(model) is None else _models.layers(model).values()
-    if all(x.dtype_policy.name == "float32" and not _is_constant(x) for x in used):
-        return model
-    return _models.copy(model, dtype="float32",
-                        change=lambda x: _ConstantNorm.from_config(x.get_config()) if _is_constant(x) else None)
-
-
-def _is_constant(layer):
-    weights = (layer.beta, layer.gamma) if type(layer) is layers.LayerNormalization else ()
-    return any(v is not None and v.shape.num_elements() == 1 for v in weights) and not layer.rms_scaling
-
-
-class _ConstantNorm(layers.LayerNormalization):
-    def call(self, inputs):
-        zeros = keras.ops.clip(inputs, 0.0, 0.0)           # TensorFlow breaks graphs where it folds such zeros
-        return zeros if self.beta is None else zeros + self.beta
-
-
 def preserved(kernel, preserve):
     """What a RoundedKernel is to keep of a kernel: its zeros, its shared values; neither where there are none."""
     zeros = preserve in ("sparsity", "both") and bool((kernel == 0).any())

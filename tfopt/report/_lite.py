@@ -5,7 +5,6 @@ import functools
 
 import numpy as np
 
-from .._check import refusal
 from .._litert import file, run
 from ._size import packed_size
 
@@ -31,29 +30,7 @@ class LiteSubject:
     @functools.cached_property
     def call(self):
         """`() -> None`: inputs in, one run on one thread, outputs out."""
-        interpreter = run.interpreter(self.model.content, num_threads=1)
-        inputs = [(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-                  for detail in interpreter.get_input_details()]
-        outputs = [detail["index"] for detail in interpreter.get_output_details()]
-
-        def once():
-            for index, values in inputs:
-                interpreter.set_tensor(index, values)
-            interpreter.invoke()
-            for index in outputs:
-                interpreter.get_tensor(index)
-
-        try:
-            once()
-        except RuntimeError:                               # zeros may be padding alone, which has no mean
-            for _, values in inputs:
-                values[...] = 1
-            try:
-                once()
-            except RuntimeError as error:
-                raise refusal(f"LiteRT cannot run this file on zeros or ones ({run.reason(error)})",
-                              do="Convert the model in another mode.") from None
-        return once
+        return run.caller(self.model.content)
 
     def unchanged(self):
         return contextlib.nullcontext()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .. import _data, _models
 from .._check import TEXT, Rule, Whole, checked, require
 from .._keras import keras
+from .._speed import latency
 from .._typing import Data
 from . import _quality
 from ._measures import Sample
 from ._score import score
-from ._speed import latency
 from ._subject import Subject, is_lite
 from ._table import Row, Table
 

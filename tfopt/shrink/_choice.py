@@ -1,6 +1,7 @@
 """Which channels go: groups of channels that go together, what each is worth, how many stay."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -185,7 +186,7 @@ class Choice:
             middle = (low + high) / 2
             low, high = (middle, high) if self.macs(self.amounts(middle)) <= target else (low, middle)
         kept = self.amounts(low)
-        ranked = [np.sort(score)[::-1] / max(np.abs(score).mean(), 1e-30) for score in scores]
+        ranked = _ranked(scores)
         candidates = [g for g, size in enumerate(self.sizes) if kept[g] < size]
         while candidates:
             best = max(candidates, key=lambda g: ranked[g][kept[g]:kept[g] + self.groups[g].step].mean())
@@ -195,6 +196,25 @@ class Choice:
             kept = more if fits else kept
             if not fits or kept[best] == self.sizes[best]:
                 candidates.remove(best)
+        return kept
+
+    def path(self, scores):
+        """The way from the fewest channels to all of them: [(group, how many of its channels stay from here on)].
+
+        The groups grow at the same pace, by steps; where it is the turn of several, the most important channels first.
+        """
+        steps = []
+        for g, (group, ranked) in enumerate(zip(self.groups, _ranked(scores), strict=True)):
+            counts = [*range(group.allowed(0), len(ranked), group.step), len(ranked)]
+            steps += [(after / len(ranked), -ranked[before:after].mean(), g, after)
+                      for before, after in itertools.pairwise(counts)]
+        return [(g, after) for *_, g, after in sorted(steps)]
+
+    def along(self, path):
+        """How many channels of each group stay at the end of the beginning of a path."""
+        kept = self.amounts(0)
+        for g, after in path:
+            kept[g] = after
         return kept
 
     def judge(self, criterion):
@@ -216,8 +236,14 @@ class Choice:
 
     def keep(self, kept, scores):
         """All but the `kept` best channels of each group go."""
+        self.alive[:] = True
         for group, count, score in zip(self.groups, kept, scores, strict=True):
             self.alive[group.channels[np.argsort(-score, kind="stable")[count:]]] = False
 
     def stays(self, ids):
         return self.alive[self.label[np.abs(ids)]]
+
+
+def _ranked(scores):
+    """The worth of each group's channels, best first, 1 in the mean."""
+    return [np.sort(score)[::-1] / max(np.abs(score).mean(), 1e-30) for score in scores]

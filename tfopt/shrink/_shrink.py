@@ -12,16 +12,16 @@ from .. import _data, _models
 from .._check import FUNCTION, MODEL, WHERE, Number, OneOf, Whole, checked, refusal, require
 from .._keras import graph_of, parts_of, same_randomness
 from .._typing import Data, Where
-from . import _choice, _graph, _rules
+from . import _choice, _graph, _latency, _rules
 
 __all__ = ["channels", "plan", "recalibrate", "register"]
 
 
-@checked(model=MODEL, keep=Number(above=0, high=1), macs=Number(above=0, below=1), round_to=Whole(low=1), where=WHERE,
-         importance=OneOf(*_choice.CRITERIA, "taylor") | FUNCTION)
+@checked(model=MODEL, keep=Number(above=0, high=1), macs=Number(above=0, below=1), latency=Number(above=0, below=1),
+         round_to=Whole(low=1), where=WHERE, importance=OneOf(*_choice.CRITERIA, "taylor") | FUNCTION)
 def channels(model: keras.Model, keep: float | None = None, *, macs: float | None = None,
-             importance: str | Callable[[dict[Any, np.ndarray]], np.ndarray] = "l2", round_to: int = 8,
-             where: Where = None, data: Data | None = None) -> keras.Model:
+             latency: float | None = None, importance: str | Callable[[dict[Any, np.ndarray]], np.ndarray] = "l2",
+             round_to: int = 8, where: Where = None, data: Data | None = None) -> keras.Model:
     """Structured pruning: a smaller model without the least important channels of each layer.
 
     Channels that an addition, a concatenation, a shared layer or a grouped convolution ties together go together. The
@@ -35,6 +35,9 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
       macs: share of the multiply-accumulates that may remain, in (0, 1): instead of `keep`. The same share of channels
         goes everywhere; then the room that rounding left is given to the most important channels. Layers without a
         rule (see `plan`) do not count.
+      latency: share of the latency that may remain, in (0, 1): instead of `keep`. It is measured on this machine, with
+        float LiteRT files of `model` and of candidates, one example at a time on one thread, in turns; as for `macs`,
+        about the same share of channels goes everywhere. Bisection, in some seconds to minutes of conversions.
       importance: how important a channel is.
         "l1", "l2": norm of the kernel weights that make it times norm of those that read it.
         "gamma": absolute batch-normalization scale; groups without one keep all channels.
@@ -46,7 +49,8 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
       round_to: widths that change become multiples of this whole number, >= 1. Below 8 kernels get slower, not faster.
       where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
       data: inputs, as arrays or a data set of batches, on which the result is compared with `model`; with targets for
-        importance="taylor". None for generated inputs.
+        importance="taylor", and in the size to measure `latency` for if the model leaves it open. None for generated
+        inputs.
 
     Returns:
       The new model, not compiled.
@@ -67,7 +71,8 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
     """
     _models.require_graph(model, "shrink.channels")
     _models.require_finite(model)
-    require((keep is None) != (macs is None), "pass either `keep` or `macs`", keep=keep, macs=macs)
+    require([keep, macs, latency].count(None) == 2, "pass one of `keep`, `macs` and `latency`",
+            keep=keep, macs=macs, latency=latency)
     require(importance != "taylor" or data is not None, "importance='taylor' needs `data`", data=data,
             do="Pass inputs and targets.")
     require(importance != "taylor" or model.compiled, "importance='taylor' needs the loss of a compiled model",
@@ -79,13 +84,19 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         require(choice.groups, f"found no channels that can go in {_models.describe(model)}",
                 do="shrink.plan(model) says why.")
         scores = choice.judge(_criterion(importance, model, data, choice.rows))
-        kept = choice.amounts(keep) if keep is not None else _within(choice, macs, scores)
+        sample = None if data is None else data.head(4).x
+        if keep is not None:
+            kept = choice.amounts(keep)
+        elif macs is not None:
+            kept = _within(choice, macs, scores)
+        else:
+            kept = _as_fast(model, choice, latency, scores, sample)
         if (kept == choice.sizes).all():
-            raise refusal("no channel would go", keep=keep, macs=macs, round_to=round_to,
+            raise refusal("no channel would go", keep=keep, macs=macs, latency=latency, round_to=round_to,
                           channels=choice.sizes.tolist()[:8], do="Ask for less, or lower `round_to`.")
         choice.keep(kept, scores)
         small = _rebuilt(model, choice)
-        _check(model, small, choice, None if data is None else data.head(4).x)
+        _check(model, small, choice, sample)
     return small
 
 
@@ -96,6 +107,17 @@ def _within(choice, macs, scores):
             least_possible=math.ceil(1000 * least / whole) / 1000,
             do="Ask for more, lower `round_to`, or widen `where`.")
     return choice.within(macs * whole, scores)
+
+
+def _as_fast(model, choice, latency, scores, sample):
+    """How many channels of each group stay for this share of the latency."""
+    share, path = _latency.timer(model, None if sample is None else keras.tree.flatten(sample)), choice.path(scores)
+
+    def measure(steps):
+        choice.keep(choice.along(path[:steps]), scores)
+        return share(_rebuilt(model, choice))
+
+    return choice.along(path[:_latency.within(latency, len(path), measure)])
 
 
 @checked(model=MODEL, where=WHERE)
