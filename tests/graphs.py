@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers as L
 
+EXACT = 5e-6                                               # of the largest output
 ACTIVATIONS = ["linear", "relu", "silu", "tanh", "gelu", "relu6", "leaky_relu", "sigmoid", "softplus"]
 
 
@@ -236,3 +237,15 @@ def gap(model, other, x):
     """Largest difference of the outputs, relative to the largest output."""
     pairs = zip(keras.tree.flatten(model(x)), keras.tree.flatten(other(x)), strict=True)
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+
+
+def classifier(seed=0):
+    inputs = keras.Input((12, 12, 3))
+    x = L.BatchNormalization()(L.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(inputs))
+    y = L.Conv2D(32, 3, padding="same", activation="relu", name="branch")(x)
+    x = L.Add()([x, y])
+    x = L.MaxPooling2D()(L.Conv2D(48, 3, padding="same", activation="relu", name="wide")(x))
+    x = L.Dense(64, activation="relu", name="hidden")(L.Flatten()(x))
+    model = keras.Model(inputs, L.Dense(4, name="out")(x))
+    randomize(model, np.random.default_rng(seed))
+    return model

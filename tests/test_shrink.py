@@ -3,26 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from graphs import batch, gap, leaves, random_model, randomize, silenced
+from graphs import EXACT, batch, classifier, gap, leaves, random_model, randomize, silenced
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from keras import layers as L
 
-from tfopt import quantize, report, shrink
-
-EXACT = 5e-6
-
-
-def classifier(seed=0):
-    inputs = keras.Input((12, 12, 3))
-    x = L.BatchNormalization()(L.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(inputs))
-    y = L.Conv2D(32, 3, padding="same", activation="relu", name="branch")(x)
-    x = L.Add()([x, y])
-    x = L.MaxPooling2D()(L.Conv2D(48, 3, padding="same", activation="relu", name="wide")(x))
-    x = L.Dense(64, activation="relu", name="hidden")(L.Flatten()(x))
-    model = keras.Model(inputs, L.Dense(4, name="out")(x))
-    randomize(model, np.random.default_rng(seed))
-    return model
+from tfopt import shrink
 
 
 def stack(*middle, inputs=(6, 6, 16), activation="linear"):
@@ -41,10 +27,6 @@ def stack(*middle, inputs=(6, 6, 16), activation="linear"):
 def status(model, layer, **options):
     table = shrink.plan(model, **options)
     return table[table.layer == layer].status.tolist()
-
-
-def macs(model):
-    return shrink.plan(model).macs.sum()
 
 
 def check(model, rng, keep=0.5, **options):
@@ -211,97 +193,6 @@ def test_a_subclass_keeps_its_loss(rng):
     small = shrink.channels(Own(x, L.Dense(2)(L.Dense(16, "relu")(x))), 0.5)
     small.compile("sgd", "mse")
     assert small.evaluate(np.ones((4, 4)), np.ones((4, 2)), verbose=0) > 100
-
-
-# How many
-
-
-@pytest.mark.parametrize(("keep", "round_to", "widths"), [
-    (0.5, 8, [16, 24, 32]), (0.5, 32, [32, 32, 32]), (0.3, 1, [9, 14, 19]), (0.01, 8, [8, 8, 8])])
-def test_keep(keep, round_to, widths):
-    small = shrink.channels(classifier(), keep, round_to=round_to)
-    assert [small.get_layer("stem").filters, small.get_layer("wide").filters, small.get_layer("hidden").units] == widths
-
-
-@pytest.mark.parametrize("target", [0.8, 0.5, 0.25])
-def test_macs_are_met_from_below(target):
-    model = classifier()
-    small = shrink.channels(model, macs=target, round_to=2)
-    assert 0.97 * target <= macs(small) / macs(model) <= target
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Multiply-accumulates in place of time; returns the list of what was asked."""
-    asked = []
-
-    def timer(model, samples):
-        return lambda small: asked.append(macs(small) / macs(model)) or asked[-1]
-
-    monkeypatch.setattr(shrink._latency, "timer", timer)
-    return asked
-
-
-@pytest.mark.parametrize(("target", "round_to"), [(0.8, 1), (0.5, 1), (0.25, 1), (0.5, 8), (0.3, 16)])
-def test_latency_is_met_from_below(target, round_to, counted):
-    model = classifier()
-    small = shrink.channels(model, latency=target, round_to=round_to)
-    share = macs(small) / macs(model)
-    assert share == max(asked for asked in counted if asked <= target), "it was measured"
-    assert len(counted) <= 9
-    missed = min((asked for asked in counted if asked > target), default=1)
-    assert share >= target - shrink._latency.CLOSE or (round_to > 1 and missed - share < 0.3), "a step more is too slow"
-
-
-def test_latency_that_falls_in_stairs(monkeypatch):
-    """As kernels are: the time of every width is that of the next multiple of 16."""
-    monkeypatch.setattr(shrink._latency, "timer", lambda model, _: lambda small: (
-        -(-small.get_layer("wide").filters // 16) / 3))
-    widths = [shrink.channels(classifier(), latency=target, round_to=4, where="wide").get_layer("wide").filters
-              for target in (0.34, 0.67, 0.99)]
-    assert widths[0] <= 16 < widths[1] <= 32
-    assert 16 < widths[2] <= 32
-
-
-def test_latency_that_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr(shrink._latency, "timer", lambda *_: lambda small: 0.7777)
-    with pytest.raises(ValueError, match=r"^shrink\.channels: cannot reach this target.*least_possible=0\.778"):
-        shrink.channels(classifier(), latency=0.7)
-
-
-def test_latency_needs_a_size():
-    x = keras.Input((None, None, 3))
-    y = L.GlobalAveragePooling2D()(L.Conv2D(16, 3, name="conv")(x))
-    with pytest.raises(ValueError, match=r"^shrink\.channels: needs inputs of known size.*Pass `data`"):
-        shrink.channels(keras.Model(x, L.Dense(2)(y)), latency=0.5)
-
-
-@pytest.mark.slow
-def test_latency_as_it_is_measured(rng):
-    """Against files that `quantize.convert` makes and `report` measures; the control is asked for less."""
-    x = keras.Input((None, None, 3))
-    y = x
-    for _ in range(3):
-        y = L.Conv2D(64, 3, activation="relu")(y)
-    model = keras.Model(x, L.Dense(4)(L.GlobalAveragePooling2D()(y)))
-    randomize(model, rng)
-    images = rng.normal(size=(4, 32, 32, 3)).astype("float32")
-    models = {"model": model, **{str(target): shrink.channels(model, latency=target, data=images)
-                                 for target in (0.5, 0.95)}}
-    assert gap(silenced(model, models["0.5"]), models["0.5"], images) <= EXACT
-    files = {name: quantize.convert(one, "float32", calibration=images) for name, one in models.items()}
-    whole, half, control = (row.latency_ms for row in report.compare(files, runs=50).rows)
-    assert 0.2 < half / whole < 0.65 < control / whole
-
-
-def test_macs_count_as_by_hand():
-    x = keras.Input((8, 8, 4))
-    y = L.Conv2D(6, 3, groups=2)(x)                                    # 6 * 6 places, 3 * 3 * 2 weights, 6 filters
-    y = L.Conv2DTranspose(5, 2, strides=2)(y)                          # 6 * 6 places, 2 * 2 * 6 * 5
-    y = L.SeparableConv2D(7, 3, depth_multiplier=2)(y)                 # 10 * 10 places, 3 * 3 * 5 * 2 + 10 * 7
-    y = L.DepthwiseConv2D(3)(y)                                        # 8 * 8 places, 3 * 3 * 7
-    model = keras.Model(x, L.Dense(3)(L.Flatten()(y)))                 # 448 * 3
-    assert macs(model) == 36 * 18 * 6 + 36 * 120 + 100 * 160 + 64 * 63 + 448 * 3
 
 
 # Which
@@ -591,6 +482,7 @@ def test_fully_locked():
 @pytest.mark.parametrize(("options", "rule"), [
     ({}, "one of `keep`, `macs` and `latency`"), ({"keep": 0.5, "macs": 0.5}, "one of `keep`, `macs`"),
     ({"macs": 0.5, "latency": 0.5}, "one of `keep`, `macs` and `latency`"), ({"latency": 1}, "`latency` must be"),
+    ({"keep": 0.5, "ranking": "globl"}, "`ranking` must be 'layer' or 'global'.*Did you mean `global`"),
     ({"keep": 0}, "`keep` must be"), ({"keep": 1.1}, "`keep` must be"), ({"macs": 1}, "`macs` must be"),
     ({"macs": 0.001}, "cannot reach this target.*least_possible"), ({"keep": 0.5, "round_to": 0}, "`round_to` must be"),
     ({"keep": 0.5, "importance": "magic"}, "`importance` must be 'l1'"), ({"keep": 1}, "no channel would go"),

@@ -265,7 +265,7 @@ def calls(directory):
                            "batch_size": 8, "verbose": 0},
         "schedules.get": {"identifier": "OneCycle", "learning_rate": 0.1, "total": 10},
         "shrink.channels": {"model": network(), "keep": 0.5, "macs": None, "latency": None, "importance": "l2",
-                            "round_to": 1, "where": None, "data": None},
+                            "ranking": "layer", "round_to": 1, "where": None, "data": None},
         "shrink.plan": {"model": network(), "where": None}, "shrink.recalibrate": {"model": network(), "data": x},
         "shrink.register": {"layer_class": Doubling, "rule": doubling_rule},
         "tune.Search": {"build": network, "objective": "val_loss", "algorithm": "random", "max_trials": 1,

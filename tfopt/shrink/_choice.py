@@ -175,17 +175,17 @@ class Choice:
     def amounts(self, share):
         return np.array([group.allowed(share) for group in self.groups], int)
 
-    def within(self, target, scores):
+    def within(self, target, scores, amounts):
         """How many channels of each group stay so that the multiply-accumulates come to just under `target`.
 
-        The same share everywhere, as large as fits; then, while there is room, the group whose next channels are
-        worth most gets them.
+        `amounts` of a share as large as fits; then, while there is room, the group whose next channels are worth most
+        gets them.
         """
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.macs(self.amounts(middle)) <= target else (low, middle)
-        kept = self.amounts(low)
+            low, high = (middle, high) if self.macs(amounts(middle)) <= target else (low, middle)
+        kept = amounts(low)
         ranked = _ranked(scores)
         candidates = [g for g, size in enumerate(self.sizes) if kept[g] < size]
         while candidates:
@@ -198,17 +198,29 @@ class Choice:
                 candidates.remove(best)
         return kept
 
-    def path(self, scores):
+    def path(self, scores, ranking):
         """The way from the fewest channels to all of them: [(group, how many of its channels stay from here on)].
 
-        The groups grow at the same pace, by steps; where it is the turn of several, the most important channels first.
+        By steps, the most important channels of all groups first; ranking="layer": all groups at the same pace.
         """
         steps = []
         for g, (group, ranked) in enumerate(zip(self.groups, _ranked(scores), strict=True)):
             counts = [*range(group.allowed(0), len(ranked), group.step), len(ranked)]
-            steps += [(after / len(ranked), -ranked[before:after].mean(), g, after)
-                      for before, after in itertools.pairwise(counts)]
-        return [(g, after) for *_, g, after in sorted(steps)]
+            worth = np.minimum.accumulate([ranked[a:b].mean() for a, b in itertools.pairwise(counts)])
+            steps += [(count / len(ranked) if ranking == "layer" else 0, -value, g, count)
+                      for count, value in zip(counts[1:], worth, strict=True)]
+        return [(g, count) for *_, g, count in sorted(steps)]
+
+    def share_of_all(self, share, path):
+        """How many channels of each group stay where a path has come to this share of the channels of all groups."""
+        kept = self.amounts(0)
+        room = share * self.sizes.sum() + 1e-9 - kept.sum()
+        for g, count in path:
+            room -= count - kept[g]
+            if room < 0:
+                break
+            kept[g] = count
+        return kept
 
     def along(self, path):
         """How many channels of each group stay at the end of the beginning of a path."""

@@ -1,5 +1,6 @@
 """Fewer channels: a model that is really smaller and faster."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +19,11 @@ __all__ = ["channels", "plan", "recalibrate", "register"]
 
 
 @checked(model=MODEL, keep=Number(above=0, high=1), macs=Number(above=0, below=1), latency=Number(above=0, below=1),
-         round_to=Whole(low=1), where=WHERE, importance=OneOf(*_choice.CRITERIA, "taylor") | FUNCTION)
+         round_to=Whole(low=1), where=WHERE, importance=OneOf(*_choice.CRITERIA, "taylor") | FUNCTION,
+         ranking=OneOf("layer", "global"))
 def channels(model: keras.Model, keep: float | None = None, *, macs: float | None = None,
              latency: float | None = None, importance: str | Callable[[dict[Any, np.ndarray]], np.ndarray] = "l2",
-             round_to: int = 8, where: Where = None, data: Data | None = None) -> keras.Model:
+             ranking: str = "layer", round_to: int = 8, where: Where = None, data: Data | None = None) -> keras.Model:
     """Structured pruning: a smaller model without the least important channels of each layer.
 
     Channels that an addition, a concatenation, a shared layer or a grouped convolution ties together go together. The
@@ -33,8 +35,8 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
       keep: share of the channels of each group that stay, in (0, 1]; rounded down to `round_to`, but to no less than
         one such step.
       macs: share of the multiply-accumulates that may remain, in (0, 1): instead of `keep`. The same share of channels
-        goes everywhere; then the room that rounding left is given to the most important channels. Layers without a
-        rule (see `plan`) do not count.
+        goes everywhere (but see `ranking`); then the room that rounding left is given to the most important channels.
+        Layers without a rule (see `plan`) do not count.
       latency: share of the latency that may remain, in (0, 1): instead of `keep`. It is measured on this machine, with
         float LiteRT files of `model` and of candidates, one example at a time on one thread, in turns; as for `macs`,
         about the same share of channels goes everywhere. Bisection, in some seconds to minutes of conversions.
@@ -46,6 +48,10 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         "random": the control.
         A function `parts -> numbers`, where `parts` is {(variable path, axis): array (channels, weights)} and `numbers`
         one per channel of a group, the higher the more important.
+      ranking: with which others a channel is compared.
+        "layer": those of its own group; the same share of each group stays.
+        "global": those of all groups, by importance divided by the mean of its group; `keep` is then the share of all
+        channels that can go. Every group keeps at least one step of `round_to`.
       round_to: widths that change become multiples of this whole number, >= 1. Below 8 kernels get slower, not faster.
       where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
       data: inputs, as arrays or a data set of batches, on which the result is compared with `model`; with targets for
@@ -85,12 +91,14 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
                 do="shrink.plan(model) says why.")
         scores = choice.judge(_criterion(importance, model, data, choice.rows))
         sample = None if data is None else data.head(4).x
+        path = choice.path(scores, ranking)
+        amounts = choice.amounts if ranking == "layer" else functools.partial(choice.share_of_all, path=path)
         if keep is not None:
-            kept = choice.amounts(keep)
+            kept = amounts(keep)
         elif macs is not None:
-            kept = _within(choice, macs, scores)
+            kept = _within(choice, macs, scores, amounts)
         else:
-            kept = _as_fast(model, choice, latency, scores, sample)
+            kept = _as_fast(model, choice, latency, scores, path, sample)
         if (kept == choice.sizes).all():
             raise refusal("no channel would go", keep=keep, macs=macs, latency=latency, round_to=round_to,
                           channels=choice.sizes.tolist()[:8], do="Ask for less, or lower `round_to`.")
@@ -100,18 +108,18 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
     return small
 
 
-def _within(choice, macs, scores):
+def _within(choice, macs, scores, amounts):
     """How many channels of each group stay for this share of the multiply-accumulates."""
     whole, least = choice.macs(choice.sizes), choice.macs(choice.amounts(0))
     require(least <= macs * whole, "cannot reach this target", macs=macs,
             least_possible=math.ceil(1000 * least / whole) / 1000,
             do="Ask for more, lower `round_to`, or widen `where`.")
-    return choice.within(macs * whole, scores)
+    return choice.within(macs * whole, scores, amounts)
 
 
-def _as_fast(model, choice, latency, scores, sample):
+def _as_fast(model, choice, latency, scores, path, sample):
     """How many channels of each group stay for this share of the latency."""
-    share, path = _latency.timer(model, None if sample is None else keras.tree.flatten(sample)), choice.path(scores)
+    share = _latency.timer(model, None if sample is None else keras.tree.flatten(sample))
 
     def measure(steps):
         choice.keep(choice.along(path[:steps]), scores)
