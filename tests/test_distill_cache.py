@@ -167,6 +167,39 @@ def test_training_on_cached_logits_equals_the_live_teacher(rng, path, top):
     assert np.abs(students[0].get_weights()[0] - dense(5, seed=1).get_weights()[0]).max() > 0.05
 
 
+def test_outputs_of_the_users_own_train_as_the_live_teacher_does(rng):
+    (x, y), teacher = arrays(rng, 48), dense(16)
+    students = [dense(5, seed=1), dense(5, seed=1), dense(5, seed=1)]
+    own = {"y": y, "teacher": teacher.predict(x, verbose=0)}
+    wrong = {"y": y, "teacher": own["teacher"][::-1]}                      # another example's: a negative control
+    for student, source, targets in zip(students, (teacher, None, None), (y, own, wrong), strict=True):
+        made = distill.Distiller(source, student, distill.Logits(2.))
+        made.compile(keras.optimizers.SGD(0.1), SPARSE)
+        made.fit(tf.data.Dataset.from_tensor_slices((x, targets)).batch(16), epochs=3, verbose=0)
+    live, mine, theirs = (student.get_weights() for student in students)
+    assert all(np.allclose(one, other, atol=1e-6) for one, other in zip(live, mine, strict=True))
+    assert not all(np.allclose(one, other, atol=1e-3) for one, other in zip(live, theirs, strict=True))
+
+
+def test_outputs_of_the_users_own_are_nested_as_the_students(rng):
+    x = rng.normal(size=(16, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    student = keras.Model(inputs, {"kind": keras.layers.Dense(3)(inputs), "price": keras.layers.Dense(1)(inputs)})
+    made = distill.Distiller(None, student, {"kind": distill.Logits(), "price": distill.Values()})
+    made.compile(keras.optimizers.SGD(0.0))
+    numbers = {"kind": rng.normal(size=(16, 3)), "price": rng.normal(size=(16, 1))}
+    loss = made.fit(x, {"teacher": numbers}, batch_size=16, verbose=0).history["loss"][0]
+    logits, price = (np.asarray(student(x)[key], float) for key in ("kind", "price"))
+    p, q = (scipy.special.log_softmax(part / 4, -1) for part in (numbers["kind"], logits))
+    divergence = 16 * (np.exp(p) * (p - q)).sum(-1).mean()
+    np.testing.assert_allclose(loss, divergence + ((price - numbers["price"]) ** 2).mean(), rtol=1e-5)
+    for bad in ({"kind": numbers["kind"]}, numbers["kind"], {**numbers, "kind": np.zeros((16, 5))}):
+        made = distill.Distiller(None, student, {"kind": distill.Logits(), "price": distill.Values()})
+        made.compile("sgd")
+        with pytest.raises(ValueError, match=r"distill.Distiller.fit: .*(nested alike|the shape of the student)"):
+            made.fit(x, {"teacher": bad}, batch_size=16, verbose=0)
+
+
 @pytest.mark.slow
 def test_cached_logits_alone_need_no_labels(rng):
     x, _ = arrays(rng)

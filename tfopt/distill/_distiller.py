@@ -50,7 +50,8 @@ class Distiller(keras.Model):
     Args:
       teacher: a built keras.Model; a list of them, whose losses are averaged (for `Logits` that has the gradient of
         the mean of their softened predictions); `MovingAverage()` of the student; or None for outputs that come with
-        the data, see `cache_teacher`.
+        the data: those of `cache_teacher`, or your own arrays of logits (numbers for `Values`), nested as the
+        student's outputs, in targets {"y": labels, "teacher": outputs}.
       student: a built keras.Model with outputs of the teacher's shape. For losses between logits these may be logits or
         probabilities: the logits behind a softmax or a sigmoid are found, and outputs of an unknown kind are refused.
       losses: a loss of `tfopt.distill` or `keras.distillation`, a name ("logits", "decoupled_kd", "dist", "values"), a
@@ -60,7 +61,7 @@ class Distiller(keras.Model):
       name: the model's name.
 
     Call:
-      As the student. With cached outputs the data are those that `cache_teacher` returns.
+      As the student.
 
     Raises:
       ValueError: a model is not built, teacher and student do not fit each other or a loss, a weight is out of range.

@@ -105,7 +105,7 @@ class Cache:
     def logits(self, result, output, kind, activation):
         del kind
         cached, value = self._unpacked(result, output)
-        require(cached in ("logits", activation), "the cached outputs and the student must be of the same kind",
+        require(cached in ("logits", activation, None), "the cached outputs and the student must be of the same kind",
                 cached=cached, student=activation, do="Use distill.Values for outputs that are numbers."
                 if cached == "numbers" else f'Pass activation="{cached}" to the loss.')
         return value
@@ -121,12 +121,25 @@ class Cache:
         raise refusal("cached outputs hold no features", layer=layer, do="Pass the teacher itself.")
 
     def _unpacked(self, result, output):
-        """(kind, logits or numbers in float32) of one output."""
+        """(kind, logits or numbers in float32) of one output; without a kind where they are the user's own arrays."""
         name = name_of(output.path)
+        if not _are_packed(result.outputs):
+            value = part_of(result.outputs, output.path, output.name)
+            require(not keras.tree.is_nested(value) and _fit([output.shape], [value.shape]),
+                    "the teacher's outputs in the data have the shape of the student's", student=(*output.shape,),
+                    teacher=sorted(value) if isinstance(value, dict) else getattr(value, "shape", value))
+            return None, tf.cast(value, tf.float32)
         require(name in result.outputs, "the cached outputs and the student's must be nested alike",
                 cached=sorted(result.outputs), student=name, do="Pass a student with the outputs of the teacher.")
         (kind, packed), = result.outputs[name].items()
         return kind, unpack(packed, output.shape[-1])
+
+
+def _are_packed(outputs):
+    """Did `cache_teacher` make them: {name: {kind: {...}}}?"""
+    return isinstance(outputs, dict) and all(
+        isinstance(part, dict) and len(part) == 1 and isinstance(next(iter(part.values())), dict)
+        for part in outputs.values())
 
 
 def name_of(path):
