@@ -1,10 +1,11 @@
 """Is a shrunk model exact, and what does it cost in accuracy? Sweeps over architectures, random graphs, Fashion-MNIST.
 
-    python benchmarks/verify/shrink.py [architectures] [graphs] [accuracy]
+    python benchmarks/verify/shrink.py [architectures] [graphs] [accuracy] [widths]
 
 Each row is appended to docs/measured/shrink_*.csv when it is done, so an interrupted run goes on where it stopped.
 What a shrunk model must compute is found by tests/graphs.py, without any bookkeeping of `shrink`. Accuracy needs
-Fashion-MNIST where `keras.datasets.fashion_mnist.load_data()` finds it.
+Fashion-MNIST where `keras.datasets.fashion_mnist.load_data()` finds it. "widths" measures which numbers of channels the
+LiteRT kernels of this processor like.
 """
 
 import os
@@ -23,7 +24,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from graphs import gap, leaves, random_model, randomize, silenced  # noqa: E402
 
-from tfopt import distill, shrink  # noqa: E402
+from tfopt import distill, quantize, report, shrink  # noqa: E402
 
 MEASURED = PROJECT / "docs" / "measured"
 ARCHITECTURES = [
@@ -185,7 +186,31 @@ def accuracy():
                    parameters=model.count_params(), macs=int(shrink.plan(model).macs.sum()))
 
 
-PARTS = {"architectures": architectures, "graphs": graphs, "accuracy": accuracy}
+# Widths
+
+
+def widths(low=48, high=80, runs=100):
+    """Time of a multiply-accumulate in a 3x3 and a 1x1 convolution of so many channels, next to that with 64."""
+    for mode in ("float32", "int8"):
+        files = {}
+        for width in range(low, high + 1):
+            if (mode, width) in done("widths", "mode", "width"):
+                continue
+            x = np.random.default_rng(0).normal(size=(8, 14, 14, width)).astype("float32")
+            model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Conv2D(width, 3, padding="same"),
+                                      keras.layers.Conv2D(width, 1)])
+            files[str(width)] = quantize.convert(model, mode, calibration=x, rounding="nearest")
+        rows = report.compare(files, runs=runs).rows if files else []
+        each = {int(row.name): row.latency_ms / row.macs for row in rows}
+        for row in rows:
+            width = int(row.name)
+            step = max(n for n in (1, 4, 8, 16, 32) if width % n == 0)
+            append("widths", mode=mode, width=width, widths=f"multiples of {step}",
+                   ms=round(row.latency_ms, 4), time_of_a_mac=round(each[width] / each[64], 3))
+    print(pd.read_csv(MEASURED / "shrink_widths.csv").pivot_table("time_of_a_mac", "widths", "mode").round(2))
+
+
+PARTS = {"architectures": architectures, "graphs": graphs, "accuracy": accuracy, "widths": widths}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
