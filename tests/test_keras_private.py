@@ -196,3 +196,35 @@ def test_a_name_that_is_gone_is_seen():
     """Negative control."""
     assert not holds("Trainer", "_compile_lost")
     assert len(USES) >= 25
+
+
+def test_layers_know_whether_they_train_also_those_without_the_argument():
+    seen = []
+
+    class Plain(keras.layers.Layer):
+        def call(self, x):
+            seen.append(_keras.is_training())
+            return x
+
+    model = keras.Sequential([keras.Input((2,)), keras.Sequential([keras.Input((2,)), Plain()])])
+    seen.clear()
+    for options in ({}, {"training": True}, {"training": False}):
+        model(np.ones((1, 2)), **options)
+    assert seen == [False, True, False]
+    assert not _keras.is_training()
+
+
+def test_a_layer_reads_tensors_in_place_of_its_variables():
+    layer = keras.layers.Dense(2, use_bias=False, dtype="mixed_float16")
+    layer.build((None, 3))
+    kernel, given, x = layer.kernel, [None], np.ones((1, 3))
+    before = layer(x).numpy()
+    _keras.substitute(layer, [(layer, kernel, lambda: given[0])])
+    np.testing.assert_array_equal(layer(x), before)
+    given[0] = tf.zeros((3, 2))
+    np.testing.assert_array_equal(layer(x), [[0, 0]])
+    assert layer.kernel is kernel
+    given[0] = tf.zeros((4, 4))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        layer(x)
+    assert layer.kernel is kernel                          # also after a call that fails

@@ -62,6 +62,7 @@ wrapped.py
     object_registration.GLOBAL_CUSTOM_NAMES       3.15            the name under which a class is saved
     Layer._tracker.lock, unlock                   3.15            lets a built model have more variables
     Layer._flatten_layers                         3.15            the layers inside a layer
+    global_state: current_call_ctx                3.15            what layers were called with, from the outermost in
     BaseOptimizer.apply: self; _iterations        3.15            the optimizer that calls a constraint, and its count
 """
 
@@ -127,13 +128,21 @@ from .training import (  # noqa: E402
     task_loss,
 )
 from .workers import patch_workers, slurm_hosts, slurm_tasks  # noqa: E402
-from .wrapped import Wrapped, applies_now, inner_layers, is_wrapped, own_variables  # noqa: E402
+from .wrapped import (  # noqa: E402
+    Wrapped,
+    applies_now,
+    inner_layers,
+    is_training,
+    is_wrapped,
+    own_variables,
+    substitute,
+)
 
 __all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "SharedError", "Wrapped",
            "alike", "applies_now", "average_all", "average_some", "build_again", "build_like", "built_for",
            "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
-           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_wrapped",
-           "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in", "own_variables",
-           "parts_of", "patch_workers", "producer", "randomness", "read_audio", "replay", "same_randomness",
-           "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by", "slurm_hosts",
-           "slurm_tasks", "task_loss", "tf", "uses", "uses_for", "without_autotune"]
+           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_training",
+           "is_wrapped", "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in",
+           "own_variables", "parts_of", "patch_workers", "producer", "randomness", "read_audio", "replay",
+           "same_randomness", "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by",
+           "slurm_hosts", "slurm_tasks", "substitute", "task_loss", "tf", "uses", "uses_for", "without_autotune"]

@@ -5,6 +5,7 @@ import functools
 import sys
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.saving import object_registration
 
 from .._check import refusal
@@ -124,6 +125,40 @@ def inner_layers(layer):
 def own_variables(layer):
     """The variables that belong to a layer itself, not to the layers inside it."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def substitute(caller, tensors):
+    """From now on, in each call of a layer, it and those inside read tensors in place of variables of their own.
+
+    The layer's class and config stay what they are.
+
+    Args:
+      caller: the layer.
+      tensors: [(layer that has it, variable, make)]; `make()` is called before each call, None stands for no change.
+    """
+    call = caller.call
+    places = [(owner, [name for name, held in vars(owner).items() if held is variable], variable, make)
+              for owner, variable, make in tensors]
+
+    @functools.wraps(call)
+    def substituted(*args, **kwargs):
+        made = [(owner, names, variable, make()) for owner, names, variable, make in places]
+        made = [place for place in made if place[-1] is not None]
+        try:
+            for owner, names, _, value in made:
+                vars(owner).update(dict.fromkeys(names, keras.ops.cast(value, owner.compute_dtype)))
+            return call(*args, **kwargs)
+        finally:
+            for owner, names, variable, _ in made:
+                vars(owner).update(dict.fromkeys(names, variable))
+
+    vars(caller)["call"] = substituted
+
+
+def is_training():
+    """For what runs inside a layer's call: is it a call with `training=True`, its own or that of a layer around it?"""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return bool(context is not None and context.get_value("training"))
 
 
 def applies_now():

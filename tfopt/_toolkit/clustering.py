@@ -1,8 +1,5 @@
 """TFMOT's weight clustering: a kernel that is looked up while its layer is called."""
 
-import contextlib
-import functools
-
 from tensorflow_model_optimization.python.core.clustering.keras import clustering_algorithm, clustering_centroids
 
 from .._keras import keras, tf
@@ -33,7 +30,6 @@ class Lookup:
 
     def __init__(self, kernel, centroids, axis, kept=None):
         self.kernel, self.centroids, self.kept, self.axis = kernel, centroids, kept, axis
-        self._names = attributes(kernel)
         self._weight = kernel.variable.value               # in float32 also where layers cast what they read
         maker = clustering_algorithm.ClusteringAlgorithm if axis is None else (
             clustering_algorithm.ClusteringAlgorithmPerChannel)
@@ -53,35 +49,10 @@ class Lookup:
             weight = weight * tf.cast(self.kept.value, weight.dtype)
         return self._algorithm.get_clustered_weight(self._algorithm.get_pulling_indices(weight), weight)
 
-    @contextlib.contextmanager
-    def in_place(self):
-        """While it lasts, the layer has the clustered kernel for its own."""
-        owner = self.kernel.owner
-        clustered = tf.cast(self(), owner.compute_dtype)
-        vars(owner).update(dict.fromkeys(self._names, clustered))
-        try:
-            yield
-        finally:
-            vars(owner).update(dict.fromkeys(self._names, self.kernel.variable))
-
 
 def attributes(kernel):
     """The names under which its layer has a kernel."""
     return [name for name, value in vars(kernel.owner).items() if value is kernel.variable]
-
-
-def hook(caller, lookups):
-    """From now on each call of a layer reads the clustered kernels. The layer's class and config stay what they are."""
-    call = caller.call
-
-    @functools.wraps(call)
-    def clustered(*args, **kwargs):
-        with contextlib.ExitStack() as stack:
-            for lookup in lookups:
-                stack.enter_context(lookup.in_place())
-            return call(*args, **kwargs)
-
-    vars(caller)["call"] = clustered
 
 
 def _format(axis):

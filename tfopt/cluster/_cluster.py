@@ -5,7 +5,7 @@ import pandas as pd
 
 from .. import _models
 from .._check import FLAG, MODEL, WHERE, DictOf, OneOf, Whole, checked, require
-from .._keras import Wrapped, keras, same_randomness, serializable
+from .._keras import Wrapped, keras, same_randomness, serializable, substitute
 from .._toolkit import clustering as toolkit
 from .._toolkit.kernels import FROZEN, choose, grouped, kernels, obstacle, require_plain, table
 from .._toolkit.sparsity import KeepZeros, release
@@ -42,7 +42,8 @@ class Clustered(Wrapped):
             kept.append(KeepZeros(variable, self.add_state(f"kept_{index}", variable.shape, "bool")))
         vars(self).update(_lookups=lookups, _kept=kept)
         for caller in {id(lookup.kernel.caller): lookup.kernel.caller for lookup in lookups}.values():
-            toolkit.hook(caller, [lookup for lookup in lookups if lookup.kernel.caller is caller])
+            substitute(caller, [(lookup.kernel.owner, lookup.kernel.variable, lookup) for lookup in lookups
+                                if lookup.kernel.caller is caller])
 
     @property
     def lookups(self):

@@ -270,7 +270,8 @@ def _graph(model, where, caller, bits):
 
 def require_stripped(model):
     """Refuses a model that another module has wrapped."""
-    wrapper = next((module for module in ("prune", "cluster") for kind in type(model).__mro__
+    wrapper = next((module for module in ("prune", "cluster", "regularizers")
+                    for kind in type(model).__mro__
                     if kind.__module__.startswith(f"tfopt.{module}.")), None)
     require(wrapper is None, "needs a plain model or one from quantize.wrap", model=type(model).__name__,
             do=f"Call {wrapper}.strip, and pass the result.")

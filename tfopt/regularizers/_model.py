@@ -7,7 +7,7 @@ from .._typing import Where
 from ._drop_path import DropPath
 from ._penalties import PENALTY, Sum, found
 
-_KERNELS = {"kernel_regularizer": ("kernel",), "depthwise_regularizer": ("depthwise_kernel", "kernel"),
+_SLOTS = {"kernel_regularizer": ("kernel",), "depthwise_regularizer": ("depthwise_kernel", "kernel"),
             "pointwise_regularizer": ("pointwise_kernel",), "recurrent_regularizer": ("recurrent_kernel",),
             "embeddings_regularizer": ("embeddings",)}
 
@@ -47,11 +47,11 @@ def add(model: keras.Model, penalty: keras.regularizers.Regularizer | str, *, wh
     _models.require_model(model, "regularizers.add")
     penalty, by_default = found(penalty, "penalty"), where is None
     chosen = _models.select(model, where, "regularizers.add", what="layer with a kernel",
-                            able=lambda layer: _kernels(layer, embeddings=not by_default))
+                            able=lambda layer: kernels(layer, embeddings=not by_default))
     new = _models.copy(model)
     layers, done = _models.layers(new), set()
     for path in chosen:
-        for part, slot, variable in _kernels(layers[path], embeddings=not by_default):
+        for part, slot, variable in kernels(layers[path], embeddings=not by_default):
             if (id(part), slot) in done:
                 continue
             done.add((id(part), slot))
@@ -74,14 +74,14 @@ def _require_finite(variable):
             do="Look for NaN in the weights.")
 
 
-def _kernels(layer, *, embeddings):
+def kernels(layer, *, embeddings):
     """[(layer inside, attribute of the penalty, variable or None)] of a layer and those inside; [] without variables.
 
     Attention keeps the penalty of the layers inside for its config, and has no variable of its own.
     """
     found = []
     for part in parts_of(layer):
-        for slot, names in _KERNELS.items():
+        for slot, names in _SLOTS.items():
             held = next((name for name in (slot, f"_{slot}") if name in vars(part)), None)
             if held is None or (slot == "embeddings_regularizer" and not embeddings):
                 continue
