@@ -189,8 +189,14 @@ def survivors(pairs):
     return np.sort(np.argsort(-votes, kind="stable")[:new.shape[axis]])
 
 
-def output_axis(layer, name):
-    """The axis of a weight along which lie the channels that the layer puts out."""
+def output_axis(layer, path):
+    """The axis of a weight along which lie the channels that the layer puts out: of attention, its heads too."""
+    *_, part, name = path.split("/")
+    if isinstance(layer, L.MultiHeadAttention):
+        axes = {"value": {"kernel": 1, "bias": 0}, "attention_output": {"kernel": -1, "bias": 0}}
+        return axes.get(part, {}).get(name)
+    if isinstance(layer, L.RNN | L.Bidirectional):          # columns of all gates
+        return -1
     if name in ("bias", "gamma", "beta", "moving_mean"):
         return 0
     if isinstance(layer, L.Conv2DTranspose | L.Conv1DTranspose | L.DepthwiseConv2D) and name == "kernel":
@@ -213,7 +219,7 @@ def silenced(model, small, swap=None):
             continue
         made = [(old.numpy(), new.numpy(), axis, old)
                 for old, new in zip(layer.weights, others[path].weights, strict=True)
-                if (axis := output_axis(layer, old.path.rsplit("/", 1)[-1])) is not None]
+                if (axis := output_axis(layer, old.path)) is not None]
         for value, new, axis, variable in made:
             if value.shape[axis] == new.shape[axis]:
                 continue

@@ -89,7 +89,7 @@ def copy(model, *, change=None, call=None, shape=None, value=lambda variable: va
     return new
 
 
-def recreate(layer, *, dtype=None, inner=None, standing=False, **changes):
+def recreate(layer, /, *, dtype=None, inner=None, standing=False, **changes):
     """A new layer like `layer`: `transfer` then gives it what `layer` holds.
 
     It is made from the config, with the functions, the classes and the adapted vocabulary of `layer` itself, and is not

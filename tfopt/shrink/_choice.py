@@ -129,6 +129,7 @@ class Choice:
     def __init__(self, graph, round_to=1):
         self.graph = graph
         self.label, self.locked = graph.solve()
+        self.each = {int(self.label[one]): each for one, each in graph.each.items()}      # see Graph
         self.alive = np.ones(len(self.label), bool)                    # by label
         self.rows = list(graph.rows.values())
         self.groups = self._group(round_to)
@@ -145,7 +146,7 @@ class Choice:
         for index in np.argsort(first):
             channels = free[inverse == index]
             widths = [count for ids in self.graph.sizes.values() if (count := (self.label[ids] == channels[0]).sum())]
-            width = int(min(widths, default=1))
+            width = int(min(widths, default=1)) * self.each.get(int(channels[0]), 1)
             rows = [row for row in self.rows if channels[0] in self.label[row.ids]]
             groups.append(Group(channels, math.lcm(round_to, width) // width, rows))
         return [group for group in groups if len(group.channels) > 1]
@@ -156,7 +157,9 @@ class Choice:
         each = [np.bincount(self.label[row.ids], minlength=len(self.label))[firsts] for row in self.rows]
         self._each = np.array(each, float).reshape(len(self.rows), len(firsts))
         self._base = np.array([len(row.ids) for row in self.rows]) - self._each @ self.sizes
-        self._factors = []                                             # (positions times untouched axes, rows)
+        places = {(id(row.variable), row.axis): index for index, row in enumerate(self.rows)}
+        self._factors = [(macs, [places[key]]) for key, macs in self.graph.products.items()]
+        # Each is (positions times untouched axes, rows)
         for key, work in self.graph.work.items():
             rows = [index for index, row in enumerate(self.rows) if id(row.variable) == key]
             if work and rows:

@@ -56,8 +56,11 @@ class Graph:
     Attributes:
       rows: {(id(variable), axis): Row}.
       work: {id(variable): positions}; multiply-accumulates are positions times the elements of the variable.
-      sizes: {(id(layer), key): ids} of the config entries that count channels; key is `name` or `(name, index)`.
+      sizes: {(id(layer), key): ids} of the config entries that count channels; key is `name`, or a tuple of the names
+        and indices that lead to it.
       born: {id(layer): ids} of the channels each layer makes.
+      each: {id: numbers of a tensor} of the channels that are more than one, as heads are.
+      products: {(id(variable), axis): multiply-accumulates of each of its channels without weights}, as of attention.
       entries: {id(nested model): its input flows}.
       inputs: the flows of the model's inputs.
       unknown: {id(layer)} of the layers without a rule.
@@ -65,6 +68,7 @@ class Graph:
 
     def __init__(self):
         self.rows, self.work, self.sizes, self.born, self.entries = {}, {}, {}, {}, {}
+        self.each, self.products = {}, {}
         self.inputs, self.unknown = [], set()
         self._ties, self._locks, self._count = [], {}, 0
 
@@ -72,12 +76,22 @@ class Graph:
         self._count += count
         return np.arange(self._count - count + 1, self._count + 1)
 
-    def make(self, layer, variable, axis):
-        """Ids for the channels that `layer` makes along `axis` of its `variable`; the same ones at every use."""
+    def make(self, layer, variable, axis, *, copies=1, each=1):
+        """Ids for the channels that `layer` makes along `axis` of its `variable`; the same ones at every use.
+
+        Args:
+          layer: the layer.
+          variable: a weight of it.
+          axis: which of its axes.
+          copies: how often all of the channels stand along the axis, one set after the other, as for gates.
+          each: how many numbers of a tensor a channel is, for `round_to`.
+        """
         key = id(variable), axis % len(variable.shape)
         if key not in self.rows:
-            self.rows[key] = Row(variable, key[1], self._fresh(variable.shape[axis]), out=True)
-            self.born[id(layer)] = self.rows[key].ids
+            ids = self._fresh(variable.shape[axis] // copies)
+            self.rows[key] = Row(variable, key[1], np.tile(ids, copies), out=True)
+            self.born[id(layer)] = np.concatenate([self.born.get(id(layer), ids[:0]), ids])
+            self.each |= dict.fromkeys(ids.tolist(), each) if each > 1 else {}
         return self.rows[key].ids
 
     def record(self, variable, axis, ids, work=0, *, out=False):
@@ -100,7 +114,7 @@ class Graph:
 
         Args:
           layer: the layer.
-          key: name of the entry, or (name, index) inside a tuple.
+          key: name of the entry, or the names and indices that lead to it.
           ids: the channels it counts.
         """
         self.tie(self.sizes.setdefault((id(layer), key), np.abs(ids)), ids)

@@ -15,14 +15,17 @@ would miss what a removed channel adds, and `Graph.read` locks them, with the re
 
 import dataclasses
 import functools
+import inspect
+import math
 
 import numpy as np
 
 from .. import _models
-from .._keras import keras
+from .._keras import keras, parts_of
 from ._graph import Flow, flows_in, positions, rectangle
 
 RULES = {}                          # {layer class: rule(layer, graph, *flows) -> flow}
+CALLS = {}                          # {layer class: rule(layer, graph, args, kwargs) -> flows}, where names matter
 layers = keras.layers
 
 
@@ -32,7 +35,9 @@ def rule_of(op):
     A subclass inherits a rule as long as it inherits `call`.
     """
     for kind in type(op).__mro__:
-        if kind in RULES and type(op).call is kind.call and not _has_more_weights(op):
+        if kind in RULES | CALLS and type(op).call is kind.call and not _has_more_weights(op):
+            if kind not in RULES:
+                return functools.partial(CALLS[kind], op)
             return lambda graph, args, kwargs: RULES[kind](op, graph, *(flows_in(args) or flows_in(kwargs)[:1]))
     if getattr(op, "weights", ()):
         return functools.partial(_unknown, op)
@@ -43,12 +48,13 @@ def rule_of(op):
 
 def _has_more_weights(layer):
     """Keras' own quantization and LoRA add weights that the rules do not know."""
-    return getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False)
+    return any(getattr(part, "quantization_mode", None) is not None or getattr(part, "lora_enabled", False)
+               for part in parts_of(layer))
 
 
-def _for(*kinds):
+def _for(*kinds, rules=RULES):
     def note(rule):
-        RULES.update(dict.fromkeys(kinds, rule))
+        rules.update(dict.fromkeys(kinds, rule))
         return rule
     return note
 
@@ -114,6 +120,95 @@ def _separable(layer, graph, x):
 def _embedding(layer, graph, x):
     graph.size(layer, "output_dim", graph.make(layer, layer.embeddings, -1))
     return Flow(graph.make(layer, layer.embeddings, -1), -1, _shape(layer, x), layer.compute_dtype)
+
+
+# Units and heads
+
+
+@_for(layers.SimpleRNN, layers.GRU, layers.LSTM, layers.RNN, layers.Bidirectional, rules=CALLS)
+def _recurrent(layer, graph, args, kwargs):
+    """A unit whose weights are zero stays at the zero it starts from, masked or not, whatever its gates."""
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    inside = {(): layer} if not isinstance(layer, layers.Bidirectional) else {
+        ("layer", "config"): layer.forward_layer, ("backward_layer", "config"): layer.backward_layer}
+    start = keras.tree.flatten(given.get("initial_state"))
+    if not all(map(_has_known_cell, inside.values())) or len(flows_in(given["sequences"])) != 1:
+        return _unknown(layer, graph, args, kwargs)
+    ids = [_units(layer, one, path, graph, *flows_in(given["sequences"])) for path, one in inside.items()]
+    graph.tie(ids[0], ids[-1])                              # Keras takes both directions to be of one size
+    for state in flows_in(start):
+        graph.tie(graph.read(layer, state), ids[0])
+    if layer.stateful or len(flows_in(start)) < sum(state is not None for state in start):
+        graph.lock(ids[0], f"the first state of {layer.name} is not 0")
+    _lock_masks(layer, graph, given, ("sequences", "initial_state"))
+    return keras.tree.map_structure(
+        lambda x: Flow(np.tile(ids[0], x.shape[-1] // len(ids[0])), -1, x.shape[1:], x.dtype),
+        _specs(layer, args, kwargs))
+
+
+def _has_known_cell(layer):
+    kinds = layers.SimpleRNN, layers.GRU, layers.LSTM, layers.RNN
+    return (getattr(type(layer), "call", None) in [kind.call for kind in kinds] and not _has_more_weights(layer)
+            and type(layer.cell) in (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell))
+
+
+def _units(owner, layer, path, graph, x):
+    """Ids of the units of a recurrent layer; `path` leads to its config in that of its owner."""
+    cell, steps = layer.cell, positions(x.shape, -1)
+    graph.record(cell.kernel, 0, graph.read(owner, x), steps)
+    gates = graph.make(owner, cell.kernel, -1, copies=cell.kernel.shape[-1] // cell.units)
+    ids = gates[:cell.units]
+    graph.size(owner, (*path, *(("cell", "config") if "cell" in layer.get_config() else ()), "units"), ids)
+    graph.record(cell.recurrent_kernel, 0, ids, steps)
+    graph.record(cell.recurrent_kernel, 1, gates, out=True)
+    if cell.bias is not None:
+        graph.record(cell.bias, -1, gates, out=True)
+    if _sign_after(cell.activation, -1, 1) != 1 or not _sign_after(getattr(cell, "recurrent_activation", None), -1, 1):
+        graph.lock(ids, f"an activation of {owner.name} mixes units or makes something of 0")
+    return ids
+
+
+@_for(layers.MultiHeadAttention, rules=CALLS)
+def _attention(layer, graph, args, kwargs):
+    """A head is silent whose values are zero; the layer puts out the size of the query unless it says another."""
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    query, value = given["query"], given["value"]
+    key = value if given.get("key") is None else given["key"]
+    heads = graph.make(layer, layer.value_dense.kernel, 1, each=layer.value_dim)
+    gates = [(part, query) for part in parts_of(layer) if part.name == "gate"]
+    for dense, x in [(layer.value_dense, value), (layer.query_dense, query), (layer.key_dense, key), *gates]:
+        graph.record(dense.kernel, 0, graph.read(layer, x), positions(x.shape, -1))
+        graph.record(dense.kernel, 1, heads, out=True)
+        if dense.bias is not None:
+            graph.record(dense.bias, 0, heads, out=True)
+    graph.size(layer, "num_heads", heads)
+    attended = math.prod(value.shape[axis - 1] for axis in layer.attention_axes)
+    graph.products[id(layer.value_dense.kernel), 1] = (
+        graph.products.get((id(layer.value_dense.kernel), 1), 0)
+        + positions(query.shape, -1) * attended * (layer.key_dim + layer.value_dim))
+    graph.record(layer.output_dense.kernel, 0, heads, positions(query.shape, -1))
+    made = graph.make(layer, layer.output_dense.kernel, -1)
+    if layer.output_dense.bias is not None:
+        graph.record(layer.output_dense.bias, -1, made, out=True)
+    shape = layer.get_config()["output_shape"]
+    if shape is None:
+        graph.tie(made, query.ids)
+    elif len(shape) == 1:
+        graph.size(layer, ("output_shape", 0), made)
+    else:
+        graph.lock(made, f"{layer.name} puts out several axes of channels")
+    _lock_masks(layer, graph, given, ("query", "value", "key"))
+    outputs = keras.tree.flatten(_specs(layer, args, kwargs))
+    flows = [Flow(made, -1, outputs[0].shape[1:], outputs[0].dtype)]
+    if len(outputs) == 1:
+        return flows[0]
+    graph.lock(heads, f"the attention scores of {layer.name} are put out")
+    return (*flows, graph.fixed(outputs[1].shape[1:], f"attention scores of {layer.name}", outputs[1].dtype))
+
+
+def _lock_masks(layer, graph, given, but):
+    for flow in flows_in([value for name, value in given.items() if name not in but]):
+        graph.lock(flow.ids, f"{layer.name} takes it as a mask")
 
 
 # What scales, moves or joins channels
@@ -191,7 +286,7 @@ def _finished(layer, graph, ids, axis, shape, dtype):
 
 def _sign_after(activation, axis, rank):
     """1 if the activation keeps zero and acts on each channel alone, -1 if it only does the latter, else 0."""
-    if activation is keras.activations.linear:
+    if activation in (keras.activations.linear, None):
         return 1
     graph = _Silent()
     out = _probed(activation, graph, (Flow(np.arange(1, 9), axis, _line(8, axis, rank)),), {}, "")

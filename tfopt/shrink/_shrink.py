@@ -159,21 +159,36 @@ def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
     group_of = {channel: number for number, group in enumerate(choice.groups) for channel in group.channels.tolist()}
     rows = []
     for path, layer in _models.layers(model).items():
-        macs = sum(choice.graph.work.get(id(variable), 0) * math.prod(variable.shape) for variable in layer.weights)
-        own = [choice.label[row.ids] for row in choice.rows if row.out and len(row.variable.shape) > 1
-               and any(row.variable is variable for variable in layer.weights)]
-        own = own[0] if own else np.array([], int)
+        macs = _macs(choice.graph, layer)
+        own = _own(choice, layer).tolist()
         kinds = [(group_of.get(one, -1), choice.locked.get(one, "" if one in group_of else "all or none can go"))
-                 for one in own.tolist()]
+                 for one in own]
+        weights = [choice.each.get(one, 1) for one in own]
         if id(layer) in choice.graph.unknown:
-            kinds = [(-1, _without_rule(layer))]
+            kinds, weights = [(-1, _without_rule(layer))], [1]
+        start, whole = 0, sum(weights)
         for group, why in dict.fromkeys(kinds):
-            share = kinds.count((group, why)) / len(kinds)
-            rows.append({"layer": path, "class": type(layer).__name__, "parameters": int(layer.count_params() * share),
-                         "affected": 0 if why else int(layer.count_params() * share),
-                         "channels": kinds.count((group, why)) if len(own) else 0, "group": group,
-                         "macs": int(macs * share), "why": why})
+            end = start + sum(weight for kind, weight in zip(kinds, weights, strict=True) if kind == (group, why))
+            parameters, work = (n * end // whole - n * start // whole for n in (layer.count_params(), macs))
+            start = end
+            rows.append({"layer": path, "class": type(layer).__name__, "parameters": parameters,
+                         "affected": 0 if why else parameters, "channels": kinds.count((group, why)) if own else 0,
+                         "group": group, "macs": work, "why": why})
     return _models.table(rows, ["channels", "group", "macs"])
+
+
+def _macs(graph, layer):
+    """Multiply-accumulates of a layer."""
+    ours = {id(variable): variable for variable in layer.weights}
+    return (sum(graph.work.get(key, 0) * math.prod(variable.shape) for key, variable in ours.items())
+            + sum(macs * ours[key].shape[axis] for (key, axis), macs in graph.products.items() if key in ours))
+
+
+def _own(choice, layer):
+    """The labels of the channels that a layer puts out."""
+    rows = [row.ids for row in choice.rows if row.out and len(row.variable.shape) > 1
+            and any(row.variable is variable for variable in layer.weights)]
+    return choice.label[choice.graph.born.get(id(layer), rows[0] if rows else np.array([], int))]
 
 
 def _without_rule(layer):
@@ -283,7 +298,7 @@ def _rebuilt(model, choice):
     graph = choice.graph
     sizes = {}
     for (key, entry), ids in graph.sizes.items():
-        sizes.setdefault(key, []).append((entry, int(choice.stays(ids).sum()), len(ids)))
+        sizes.setdefault(key, []).append((entry, int(choice.stays(ids).sum())))
     cuts = {}
     for row in choice.rows:
         cuts.setdefault(id(row.variable), []).append((row.axis, choice.stays(row.ids)))
@@ -294,11 +309,9 @@ def _rebuilt(model, choice):
         if id(layer) not in sizes:
             return None
         config, changes = layer.get_config(), {}
-        for entry, count, before in sizes[id(layer)]:
-            if isinstance(entry, str):
-                changes[entry] = count
-            elif config[entry[0]][entry[1]] != -1 and count != before:
-                changes[entry[0]] = [count if i == entry[1] else n for i, n in enumerate(config[entry[0]])]
+        for entry, count in sizes[id(layer)]:
+            name, *path = [entry] if isinstance(entry, str) else entry
+            changes[name] = _changed(changes.get(name, config[name]), path, count)
         return _models.recreate(layer, **changes)
 
     def shape(x):
@@ -315,6 +328,19 @@ def _rebuilt(model, choice):
         return array
 
     return _models.copy(model, change=change, shape=shape, value=value)
+
+
+def _changed(held, path, count):
+    """What a config holds, with another number at the end of a path of names and indices; -1 stays.
+
+    A layer in it is not built for the shapes it had.
+    """
+    if not path:
+        return held if held == -1 else count
+    if isinstance(held, dict):
+        return {name: _changed(part, path[1:], count) if name == path[0] else part
+                for name, part in held.items() if name != "build_config"}
+    return [_changed(part, path[1:], count) if index == path[0] else part for index, part in enumerate(held)]
 
 
 def _nested(model):
