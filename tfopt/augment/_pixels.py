@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from .._check import Number, require
-from .._keras import tf
+from .._keras import in_xla, tf
 from ._op import PROBABILITY, Op, Range, Tensors, between, operation, per_image
 
 
@@ -34,7 +34,7 @@ def equalize(images, low, high):
     height, width, channels = images.shape[1:]
     levels = tf.cast(_levels(images, low, high), tf.int32)
     rows = tf.reshape(tf.transpose(levels, (0, 3, 1, 2)), (-1, height * width))
-    counts = tf.math.bincount(rows, minlength=256, maxlength=256, axis=-1)
+    counts = _histograms(rows)
     below = tf.cumsum(counts, axis=1, exclusive=True)
     last = tf.reduce_sum(tf.where(below + counts == height * width, counts, 0), axis=1, keepdims=True)
     step = (height * width - last) // 255                      # `last`: how many pixels have the lightest level
@@ -43,6 +43,16 @@ def equalize(images, low, high):
     flat = tf.gather(table, rows, batch_dims=1)
     levels = tf.transpose(tf.reshape(flat, (-1, channels, height, width)), (0, 2, 3, 1))
     return low + tf.cast(levels, tf.float32) * ((high - low) / 255)
+
+
+def _histograms(rows):
+    """int32[rows, 256]: how many of the pixels of a row have each level."""
+    if not in_xla():                                           # which has no bincount
+        return tf.math.bincount(rows, minlength=256, maxlength=256, axis=-1)
+    count = tf.shape(rows)[0]
+    places = rows + 256 * tf.range(count)[:, None]
+    flat = tf.math.unsorted_segment_sum(tf.ones_like(places), places, 256 * count)
+    return tf.reshape(flat, (count, 256))
 
 
 def sharpen(images, scale):
