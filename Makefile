@@ -8,13 +8,17 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 RUN = $(VENV)/bin/python -P
 TESTS = $(if $(M),$(wildcard tests/test_$(M)*.py) tests/test_common.py tests/test_docs.py tests/test_words.py -k $(M))
 
-.PHONY: help demo test test-all check examples docs bench verify clean
+.PHONY: help demo flagship test test-all check examples docs bench verify clean
 
 help:                           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: $(VENV)/.ready            ## the main job: a real model gets better and smaller; a table and a picture
 	$(RUN) examples/mnist.py --quick --save $(RESULTS)
+
+flagship: $(VENV)/.ready        ## the figures at the top of the README (hours; broken off, it goes on where it was)
+	$(RUN) examples/flagship.py --save $(RESULTS)
+	$(RUN) benchmarks/verify/compress.py fashion
 
 test: $(VENV)/.ready            ## the quick tests, in minutes; `make test M=prune`: those of one module
 	$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow" $(TESTS)

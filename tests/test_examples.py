@@ -92,3 +92,20 @@ def test_finetune(tmp_path, capsys, monkeypatch):
     np.testing.assert_allclose(rows.gain, rows.accuracy - rows.accuracy["fine-tuning"])
     assert "MNIST's 0 to 4, then its 5 to 9, 10 labels a class, 1 seeds" in capsys.readouterr().out
     assert (tmp_path / "finetune.csv").exists()
+
+
+@pytest.mark.slow
+def test_flagship(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", no_internet)
+    flagship, policy = example("flagship"), keras.config.dtype_policy()
+    rows, found = flagship.main(quick=True, save=tmp_path)
+    assert "No internet" in capsys.readouterr().out
+    assert list(rows.model) == ["teacher", "student", "student, int8", "student, two views"]
+    assert rows.set_index("model").parameters["student"] == 78_042
+    assert list(found.summary.index) == ["plain", "small", "robust", "robust, int8"]
+    assert keras.config.dtype_policy() == policy
+    folder = tmp_path / "flagship-quick"
+    assert (folder / "flagship.png").stat().st_size > 10_000
+    monkeypatch.setattr(flagship, "fit", None)                             # a second run trains nothing
+    again, _ = flagship.main(quick=True, save=tmp_path)
+    np.testing.assert_array_equal(rows.accuracy, again.accuracy)
