@@ -119,11 +119,11 @@ def test_embeddings_and_tokens(rng):
     np.testing.assert_allclose(silenced(model, small)(words), small(words), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [L.LayerNormalization(), L.GroupedQueryAttention(8, 4, 2)])
+@pytest.mark.parametrize("layer", [L.LayerNormalization(), L.GroupQueryAttention(8, 4, 2)])
 def test_layers_without_a_rule_are_kept(layer, rng):
     x = keras.Input((5, 8))
     y = L.Dense(16, name="before")(x)
-    y = layer(y, y) if isinstance(layer, L.GroupedQueryAttention) else layer(y)
+    y = layer(y, y) if isinstance(layer, L.GroupQueryAttention) else layer(y)
     model = keras.Model(x, L.Dense(2)(L.Dense(16, activation="relu", name="after")(y)))
     randomize(model, rng)
     assert (status(model, "before"), status(model, "after")) == (["skipped"], ["selected"])
