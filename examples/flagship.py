@@ -97,7 +97,7 @@ def wide(train, epochs, mixed, folder):
 def distilled(teacher, train, views, epochs, seed, folder):
     """Trained on the views that the teacher was asked about, each several times."""
     logits = distill.cache_teacher(teacher, train, directory=folder.parent / "views", augment=shifted(seed=1),
-                                    views=views, batch_size=BATCH)
+                                   views=views, batch_size=BATCH)
     keras.utils.set_random_seed(seed)
     distiller = distill.Distiller(None, resnet8(16), distill.Logits(temperature=2), student_loss_weight=0.3)
     fit(distiller, logits, epochs // views, 2e-3, folder, every=1000)

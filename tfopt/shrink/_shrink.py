@@ -26,9 +26,10 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
              ranking: str = "layer", round_to: int = 8, where: Where = None, data: Data | None = None) -> keras.Model:
     """Structured pruning: a smaller model without the least important channels of each layer.
 
-    Channels that an addition, a concatenation, a shared layer or a grouped convolution ties together go together. The
-    result has the same inputs, outputs, layer names and kinds of layers, and computes what `model` would compute with
-    the removed channels at zero; it is checked against that before it is returned. Fine-tune it afterwards.
+    Channels that an addition, a concatenation, a shared layer or a grouped convolution ties together go together. Units
+    of SimpleRNN, GRU and LSTM and heads of MultiHeadAttention are channels too. The result has the same inputs, outputs
+    and layers by name and kind, and computes what `model` would compute with the removed channels at zero; it is
+    checked against that before it is returned. Fine-tune it afterwards.
 
     Args:
       model: a built functional or Sequential model; it is only read. Nested models stay nested.
@@ -52,7 +53,8 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         "layer": those of its own group; the same share of each group stays.
         "global": those of all groups, by importance divided by the mean of its group; `keep` is then the share of all
         channels that can go. Every group keeps at least one step of `round_to`.
-      round_to: widths that change become multiples of this whole number, >= 1. Below 8 kernels get slower, not faster.
+      round_to: widths that change become multiples of this whole number, >= 1; a head is `value_dim` wide. Below 8
+        kernels get slower, not faster.
       where: None | names or paths of layers | layers | `layer -> bool`: layers whose own channels may go.
       data: inputs, as arrays or a data set of batches, on which the result is compared with `model`; with targets for
         importance="taylor", and in the size to measure `latency` for if the model leaves it open. None for generated
@@ -139,9 +141,9 @@ def plan(model: keras.Model, *, where: Where = None) -> pd.DataFrame:
     Returns:
       pandas.DataFrame with a row for every layer with a kernel, or several if its channels belong to different groups:
       `layer`, `class`, `parameters` (its weights, divided among its rows), `affected` (those that go with some of its
-      channels), `channels`, `group` (rows with the same number lose the same channels; -1 for none), `macs`
-      (multiply-accumulates per example), `status` ("selected": channels can go; "skipped") and `why`. Layers without a
-      rule stand in it too, with 0 channels.
+      channels), `channels` (of attention: heads), `group` (rows with the same number lose the same channels; -1 for
+      none), `macs` (multiply-accumulates per example), `status` ("selected": channels can go; "skipped") and `why`.
+      Layers without a rule stand in it too, with 0 channels.
 
     Raises:
       TypeError: `model` is not a Keras 3 model.
