@@ -3,8 +3,9 @@
     python benchmarks/verify/noise.py
 
 All trainings see 20,000 images, flipped at random, with SGD and OneCycle on one thread; accuracies are on the 10,000
-test images. Part "noise": eight epochs with smoothed labels, noisy images or noisy weights; then the accuracy with
-noise in the weights, in files of 8 and 4 bits (the nearest integers), and under corrupted images (the first 2,000).
+test images, two seeds. Part "noise": eight epochs with smoothed labels, noisy images or noisy weights; then the
+accuracy with noise in the weights, in files of 8 and 4 bits (the nearest integers), and under corrupted images (the
+first 2,000, and the first seed alone).
 Part "sharpness": SAM and ASAM take two gradients a step, so they get as many epochs as fit into the CPU time of plain
 training. The rows of each seed are added to docs/measured/noise.csv as they are measured; what is there is not made
 again.
@@ -26,7 +27,7 @@ from keras import layers
 from tfopt import augment, data, quantize, regularizers, report, schedules
 
 TABLE = pathlib.Path(__file__).parents[2] / "docs" / "measured" / "noise.csv"
-IMAGES, BATCH, PEAK, SEEDS, DRAWS = 20_000, 100, 0.05, 3, 5
+IMAGES, BATCH, PEAK, SEEDS, DRAWS = 20_000, 100, 0.05, 2, 5
 
 
 class Perturbed(keras.Model):
@@ -124,12 +125,10 @@ TRAININGS = {                                              # name: (part, argume
     "image noise 0.1": ("noise", {"epochs": 8, "image_noise": 0.1}),
     "weight noise 0.05": ("noise", {"epochs": 8, "weight_noise": 0.05}),
     "weight noise 0.1": ("noise", {"epochs": 8, "weight_noise": 0.1}),
-    "weight noise 0.2": ("noise", {"epochs": 8, "weight_noise": 0.2}),
     "plain": ("sharpness", {"epochs": 20}),
     "SAM 0.05": ("sharpness", {"epochs": 12, "move": sam(0.05)}),
     "SAM 0.1": ("sharpness", {"epochs": 12, "move": sam(0.1)}),
     "ASAM 0.5": ("sharpness", {"epochs": 12, "move": asam(0.5)}),
-    "ASAM 1": ("sharpness", {"epochs": 12, "move": asam(1.0)}),
 }
 
 
@@ -141,12 +140,12 @@ def measures(model, x, y, calibration, seed):
     return row
 
 
-def main(seeds=SEEDS):
+def main():
     (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     x, x_test = (images[..., None] / np.float32(255) for images in (x, x_test))
     train = x[:IMAGES], keras.utils.to_categorical(y[:IMAGES], 10)
     rows = pd.read_csv(TABLE).to_dict("records") if TABLE.exists() else []
-    for seed in range(seeds):
+    for seed in range(SEEDS):
         made = {row["training"] for row in rows if row["seed"] == seed}
         models, new = {}, {}
         for name, (part, arguments) in TRAININGS.items():
@@ -159,7 +158,7 @@ def main(seeds=SEEDS):
                 models[name] = model
                 new[name] |= measures(model, x_test, y_test, x[:256], seed)
             print(*new[name].values(), flush=True)
-        if models:
+        if models and seed == 0:
             found = report.robustness(models, (x_test[:2000], y_test[:2000]), severities=(1, 3, 5), verbose=0,
                                       value_range=(0, 1))
             for name in models:
