@@ -75,6 +75,63 @@ def test_the_smallest_go(rng):
     np.testing.assert_array_equal(prune.strip(wrapped).get_layer("logits").kernel, model.get_layer("logits").kernel)
 
 
+def lamp(model, lost, names):
+    """{name: share of zeros}: the paper's score of each weight, by its double sum, and the lowest of all go."""
+    scored = []
+    for name in names:
+        squares = model.get_layer(name).kernel.numpy().astype("float64").ravel() ** 2
+        scored += [(square / squares[squares >= square].sum(), name) for square in squares]
+    gone = [name for _, name in sorted(scored)[:lost]]
+    return {name: gone.count(name) / model.get_layer(name).kernel.numpy().size for name in names if name in gone}
+
+
+@pytest.mark.parametrize("sparsity", [0.01, 0.5, 0.9, 0.99])
+def test_the_shares_of_layers_are_those_of_lamp(sparsity):
+    keras.utils.set_random_seed(1)
+    model = cnn()
+    for names in (["conv", "hidden", "logits"], ["hidden", "conv"]):
+        size = sum(model.get_layer(name).kernel.numpy().size for name in names)
+        found = prune.allocate(model, sparsity, where=names)
+        assert found == pytest.approx(lamp(model, round(sparsity * size), sorted(names)))
+        zeros = [share * model.get_layer(name).kernel.numpy().size for name, share in found.items()]
+        assert sum(zeros) == pytest.approx(round(sparsity * size)), "of all together"
+
+
+def test_shares_do_not_depend_on_scale_and_keep_zeros():
+    keras.utils.set_random_seed(1)
+    model = cnn()
+    before = prune.allocate(model, 0.8)
+    hidden = model.get_layer("hidden")
+    hidden.kernel.assign(1000 * hidden.kernel.numpy())
+    assert prune.allocate(model, 0.8) == before
+    assert prune.allocate(model, 0.8, where=["hidden"]) == pytest.approx({"hidden": 0.8}, abs=1e-3)
+    hidden.kernel.assign(np.zeros(hidden.kernel.shape))
+    size = 72 + 4608 + 64
+    assert prune.allocate(model, 4000 / size) == {"hidden": 4000 / 4608}, "what is zero goes first"
+
+
+def test_training_reaches_the_shares(rng):
+    keras.utils.set_random_seed(1)
+    model, (x, y) = cnn(), digits(rng)
+    before = model.get_weights()
+    shares = prune.allocate(model, 0.9)
+    wrapped = compile_(prune.wrap(model, shares, end=2))
+    wrapped.fit(x, y, batch_size=32, verbose=0)
+    slim = prune.strip(wrapped)
+    assert {name: float((slim.get_layer(name).kernel.numpy() == 0).mean()) for name in shares} == pytest.approx(shares)
+    assert shares["hidden"] > 0.9 > shares["logits"]
+    keras.tree.map_structure(np.testing.assert_array_equal, model.get_weights(), before)
+    assert prune.plan(model, shares).status.tolist() == ["selected"] * 3
+
+
+@pytest.mark.parametrize(("sparsity", "where", "rule"), [
+    (1e-9, None, "must take a weight"), (1 - 1e-9, None, "leave one a layer"), (1.0, None, "`sparsity`"),
+    (0.5, "nowhere", "must name layers"), (0.5, lambda layer: False, "at least one layer with a kernel")])
+def test_allocate_refuses(sparsity, where, rule):
+    with pytest.raises(ValueError, match=rule):
+        prune.allocate(cnn(), sparsity, where=where)
+
+
 def test_pattern_two_of_four(rng):
     model = keras.Sequential([keras.Input((6, 6, 8)), keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten(),
                               keras.layers.Dense(4, name="dense")])

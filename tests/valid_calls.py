@@ -216,6 +216,7 @@ def calls(directory):
         "finetune.freeze": {"model": network(), "until": "hidden"},
         "finetune.rates": {"model": network(), "optimizer": "adam", "decay": 0.75},
         "prune.SparsitySummaries": {"directory": path},
+        "prune.allocate": {"model": network(), "sparsity": 0.5, "where": None},
         "prune.plan": {"model": network(), "sparsity": 0.5, "block": None, "pattern": None, "where": None},
         "prune.wrap": {"model": network(), "sparsity": 0.5, "begin": 0, "end": 10, "every": 1, "block": None,
                        "pattern": None, "where": ["hidden"]},

@@ -1,11 +1,13 @@
 """The stages of `compress.run` on full Fashion-MNIST, on Iris, and on a folder of images.
 
-    python benchmarks/verify/compress.py [fashion] [iris] [folder] [--folder results/verify/compress]
+    python benchmarks/verify/compress.py [fashion] [strong] [iris] [folder] [--folder results/verify/compress]
 
 Fashion-MNIST: the network of 92,906 parameters is trained for 24 epochs, to where its rate is zero (50,000 images to
 train on, 10,000 to choose by), then it is made smaller; the 10,000 test images are seen once, at the end. "control" is
 the original trained on for as many epochs as the file has seen, at the rate of the first step, and not made smaller:
-it tells what more epochs alone do. Rows go to docs/measured/compress.csv. A stopped run goes on where it was.
+it tells what more epochs alone do. "strong" is the same for a file twenty times smaller: many zeros, then four bits in
+training. The file and the control are compared with the original in pairs. Rows go to docs/measured/compress.csv. A
+stopped run goes on where it was.
 
 Fashion-MNIST comes from where `keras.datasets.fashion_mnist.load_data()` finds it; the folder is cut from
 scikit-learn's photographs.
@@ -26,32 +28,45 @@ from tfopt import compress, data, quantize, report
 
 TABLE = pathlib.Path(__file__).parents[2] / "docs" / "measured" / "compress.csv"
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+PAIRED = {"accuracy_difference": "difference", "accuracy_difference_low": "difference_low",
+          "accuracy_difference_high": "difference_high", "accuracy_p": "p"}            # from the original
 COLUMNS = ["accuracy", "low", "high", "bytes", "gzip", "macs", "latency_ms", "examples"]
 
 
-def fashion(folder, epochs=8, max_drop=0.004, seed=0):
+def fashion(folder):
+    compressed("fashion", folder, {
+        "distill": (), "shrink": (0.875, 0.75, 0.625), "prune": (0.5, 0.6, 0.7), "cluster": (12,),
+        "quantize": ("int8 trained", "int8")}, epochs=8, max_drop=0.004)
+
+
+def strong(folder):
+    compressed("strong", folder, {"distill": (), "prune": (0.875,), "quantize": ("int8", "int4 trained")}, epochs=6,
+               max_drop=0.01)
+
+
+def compressed(task, folder, steps, epochs, max_drop, seed=0):
     (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     x, x_test = (part[..., None] / np.float32(255) for part in (x, x_test))
     y, y_test = y.astype("int32"), y_test.astype("int32")
     train, val, test = (x[:50_000], y[:50_000]), (x[50_000:], y[50_000:]), (x_test, y_test)
     base = trained(folder / "base.keras", cnn(), train, val, 24, 1e-3, seed)
-    steps = {"distill": (), "shrink": (0.875, 0.75, 0.625), "prune": (0.5, 0.6, 0.7), "cluster": (12,),
-             "quantize": ("int8 trained", "int8")}
     result = compress.run(base, data.arrays(*train, 128, seed=seed), val, test=test, max_drop=max_drop, stages=steps,
-                          epochs=epochs, directory=folder / "tried", seed=seed)
-    spent = int(result.tried[result.tried.kept].epochs.max())
+                          epochs=epochs, directory=folder / f"{task}_tried", seed=seed)
+    longer = int(result.tried[result.tried.kept].epochs.max())
     again = keras.models.clone_model(base)
     again.set_weights(base.get_weights())
-    control = trained(folder / "control.keras", again, train, val, spent, 1e-3 / 3, seed)
+    control = trained(folder / f"control_{longer}.keras", again, train, val, longer, 1e-3 / 3, seed)
     controls = report.compare({"control": control, "control, int8": quantize.convert(control, calibration=x[:256])},
                               test)
-    finish("fashion", result, folder, controls.frame.assign(epochs=spent))
-    print(f"\n{controls}")
+    file = {result.table.rows[-1].name: result.lite or result.best}
+    paired = report.compare({"original": base, **file, "control": control}, test, runs=1, measures=("accuracy",)).frame
+    finish(task, result, folder, controls.frame.assign(epochs=longer), paired.rename(columns=PAIRED))
+    print(f"\n{controls}\n\n{paired.filter(like='accuracy').to_string()}")
     first, last = result.table.rows[0], result.table.rows[-1]
-    print(f"\nfashion: {first.gzip:,} -> {last.gzip:,} bytes through gzip, {first.gzip / last.gzip:.1f} times smaller; "
+    print(f"\n{task}: {first.gzip:,} -> {last.gzip:,} bytes through gzip, {first.gzip / last.gzip:.1f} times smaller; "
           f"accuracy {first.accuracy:.4f} -> {last.accuracy:.4f}, "
           f"{100 * (first.accuracy - last.accuracy):.2f} points lost; "
-          f"control of {spent} epochs {controls.rows[0].accuracy:.4f}")
+          f"control of {longer} epochs {controls.rows[0].accuracy:.4f}")
 
 
 def cnn():
@@ -117,13 +132,15 @@ def photographs(folder, side=32):
                                   directory=folder / "folder_tried"), folder)
 
 
-def finish(task, result, folder, controls=None):
+def finish(task, result, folder, controls=None, paired=None):
     """Saves and prints a result, and puts its rows in the table, in place of older ones."""
     result.save(folder / task)
     kept = result.tried[result.tried.kept]
     rows = result.table.frame.assign(epochs=0)
     rows.loc[~rows.index.str.startswith("original"), "epochs"] = kept.epochs.iloc[1:].to_numpy()
-    rows = pd.concat([rows, controls])[[*COLUMNS, "epochs"]].rename_axis("model").reset_index()
+    rows = pd.concat([rows, controls])[[*COLUMNS, "epochs"]]
+    rows = rows if paired is None else rows.join(paired[list(PAIRED.values())])
+    rows = rows.rename_axis("model").reset_index()
     rows.insert(0, "task", task)
     if TABLE.exists():
         seen = pd.read_csv(TABLE)
@@ -138,13 +155,13 @@ def main(tasks, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         start = time.process_time()
-        {"fashion": fashion, "iris": iris, "folder": photographs}[task](folder)
+        {"fashion": fashion, "strong": strong, "iris": iris, "folder": photographs}[task](folder)
         print(f"{task}: {time.process_time() - start:.0f} CPU seconds in this process", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", default=["iris", "folder", "fashion"])
+    parser.add_argument("tasks", nargs="*", default=["iris", "folder", "fashion", "strong"])
     parser.add_argument("--folder", default="results/verify/compress")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("tfopt.compress").setLevel(logging.INFO)

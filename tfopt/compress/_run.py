@@ -115,16 +115,17 @@ def run(model: keras.Model, train: Data, val: Data, *, test: Data | None = None,
 
     Each stage tries a few strengths by bisection, every candidate trained anew from the last kept model, and keeps the
     strongest whose drop is allowed; if none is, the stage is left out. Training uses what `model` was compiled with, a
-    fresh optimizer, and a rate that falls along a cosine from 1/3 (shrink, prune) or 1/10 (cluster, quantize) of the
-    highest the user's optimizer has. Zeros and shared values must survive every later stage: that is checked, in the
-    file too. The numbers in the result's table are from `test`, which nothing was trained on or chosen by.
+    fresh optimizer, and a rate that falls along a cosine from 1/3 (shrink, prune, 4 bits) or 1/10 (cluster, 8 bits) of
+    the highest the user's optimizer has. Zeros and shared values must survive every later stage: that is checked, in
+    the file too. The numbers in the result's table are from `test`, which nothing was trained on or chosen by.
 
         "distill"    the original is the teacher of all candidates (`distill.Logits`, half the loss)
         "shrink"     share of the channels that stay: 0.875 ... 0.125
-        "prune"      share of zeros: 0.4 ... 0.95, reached at half of the training
+        "prune"      share of zeros in all kernels together: 0.4 ... 0.95, reached at half of the training; which layer
+                     has how many says `prune.allocate`
         "cluster"    values in a kernel: 128 ... 8; zeros stay
-        "quantize"   the first of "int8" after training, "int8 trained" (zeros and shared values stay), "int16x8" and
-                     "float16" that is good enough
+        "quantize"   the first of "int4" after training, "int4 trained" (zeros and shared values stay), "int8", "int8
+                     trained", "int16x8" and "float16" that is good enough
 
     Pruning and clustering leave out the smallest kernels, together 2% of the weights.
 
@@ -247,7 +248,7 @@ class _Search:
                 found[index] = model, self.rows[-1]
             return model is not None or (stage == "cluster" and bool(row["why"]))     # too few weights for so many
 
-        if stage == "quantize":                             # only one of its forms costs any training
+        if stage == "quantize":                             # only two of its forms cost any training
             any(passes(index) for index in reversed(range(len(strengths))))
         else:
             bisect(len(strengths), passes)
@@ -280,7 +281,7 @@ class _Search:
         model, why = self._made(stage, strength)
         row = {"name": name, "stage": stage, "strength": strength, "why": why, "drop": None}
         if model is not None:
-            epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength == "int8 trained")
+            epochs = self.epochs + self.training.epochs * (stage != "quantize" or strength.endswith("trained"))
             try:
                 measured = self._measured(model)
                 row |= self._facts(model, measured, self.quality_of(model, measured)) | {"epochs": epochs}
@@ -304,8 +305,9 @@ class _Search:
                 "quantize": lambda *given: _stages.quantized(*given, both[bool(self.zeros), bool(self.values)])}
         with seeded(self.seed):
             try:
-                model = make[stage](self.best, strength, self.training)
-                _stages.require_kept(stage, self.best, model, self.zeros, self.values)
+                made = make[stage](self.best, strength, self.training)
+                model, trained = made if stage == "quantize" else (made, None)
+                _stages.require_kept(stage, self.best, model, self.zeros, self.values, trained)
                 return model, ""
             except Exception as error:                     # whatever it is, what was made so far goes on
                 return None, said(error)

@@ -16,9 +16,10 @@ STRENGTHS = {
     "shrink": (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125),          # share of the channels that stay
     "prune": (0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.95),                  # share of zeros
     "cluster": (128, 64, 32, 24, 16, 12, 8),                          # values in a kernel
-    "quantize": ("float16", "int16x8", "int8 trained", "int8"),       # forms of the file
+    "quantize": ("float16", "int16x8", "int8 trained", "int8", "int4 trained", "int4"),         # forms of the file
 }
-_RATES = {"shrink": 1 / 3, "prune": 1 / 3, "cluster": 1 / 10, "quantize": 1 / 10}       # of the user's own rate
+# Of the user's own rate.
+_RATES = {"shrink": 1 / 3, "prune": 1 / 3, "cluster": 1 / 10, "int8 trained": 1 / 10, "int4 trained": 1 / 3}
 _SMALL = 0.02                        # the smallest kernels, together this share of the weights, are not worth a loss
 
 
@@ -136,8 +137,8 @@ def shrunk(model, keep, training):
 
 def pruned(model, sparsity, training):
     every = max(training.steps // 100, 1)
-    wrapped = prune.wrap(model, sparsity, end=max(training.steps // 2 // every, 1) * every, every=every,
-                         where=_some(large(prune.plan(model)), "prune"))
+    shares = prune.allocate(model, sparsity, where=_some(large(prune.plan(model)), "prune"))
+    wrapped = prune.wrap(model, shares, end=max(training.steps // 2 // every, 1) * every, every=every)
     training.fit(wrapped, _RATES["prune"])
     return prune.strip(wrapped)
 
@@ -151,11 +152,14 @@ def clustered(model, clusters, training, zeros):
 
 
 def quantized(model, form, training, preserve):
-    if form != "int8 trained":
-        return quantize.convert(model, form, calibration=training.sample)
-    aware = quantize.calibrate(quantize.wrap(model, preserve=preserve), training.sample)
-    training.fit(aware, _RATES["quantize"])
-    return quantize.convert(aware, calibration=training.sample)
+    """The file, and {path with dots: kernel} of what it was trained to hold; {} of a file made after training."""
+    if form not in _RATES:
+        return quantize.convert(model, form, calibration=training.sample), {}
+    wrapped = quantize.wrap(model, bits=4 if form.startswith("int4") else 8, preserve=preserve)
+    aware = quantize.calibrate(wrapped, training.sample)
+    training.fit(aware, _RATES[form])
+    return (quantize.convert(aware, calibration=training.sample),
+            {name: layer.kernels()[0] for name, layer in aware.rounded().items()})
 
 
 def start(model, seed):
@@ -180,14 +184,18 @@ def kernels(model, paths):
     return {path: max(arrays, key=np.size) for path, arrays in found.items()}
 
 
-def require_kept(step, before, after, zeros, values):
-    """Refuses a candidate that lost zeros of the layers `zeros`, or shared values of the layers `values`."""
+def require_kept(step, before, after, zeros, values, trained=None):
+    """Refuses a candidate that lost zeros of the layers `zeros`, or shared values of the layers `values`.
+
+    A file that was trained on is searched for the kernels it was `trained` to hold, as `quantized` gives them.
+    """
     old = kernels(before, {*zeros, *values})
     if isinstance(after, quantize.LiteModel):
         entries, rows = file.kernels(after.parsed), units(before)
         old = {path: kernel for path, kernel in old.items()          # a table is looked up, or folded into a constant
                if not isinstance(rows[path], keras.layers.Embedding)}
-        stored = {path: match.find(kernel, entries) for path, kernel in old.items()}
+        sought = {path: (trained or {}).get(path.replace("/", "."), kernel) for path, kernel in old.items()}
+        stored = {path: match.find(kernel, entries) for path, kernel in sought.items()}
         pairs = {path: (match.channels(*entry[::3]), None) for path, entry in stored.items() if entry}
         lost = {path: "its kernel is not in the file" for path in old if path not in pairs}
         lost |= {path: "zeros" for path in pairs if path in zeros

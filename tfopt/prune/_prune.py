@@ -15,7 +15,7 @@ from .._toolkit import sparsity as toolkit
 from .._toolkit.kernels import FROZEN, choose, grouped, kernels, obstacle, require_plain, table
 from .._typing import PathLike, Where
 
-__all__ = ["SparsitySummaries", "plan", "sparsities", "strip", "wrap"]
+__all__ = ["SparsitySummaries", "allocate", "plan", "sparsities", "strip", "wrap"]
 
 HOOK = "get_prunable_weights"                              # TFMOT's name for it
 SHARE = Number(above=0, below=1) | DictOf(Number(above=0, below=1))
@@ -211,6 +211,57 @@ def strip(model: keras.Model) -> keras.Model:
     return stripped
 
 
+@checked(model=MODEL, sparsity=Number(above=0, below=1), where=WHERE)
+def allocate(model: keras.Model, sparsity: float, *, where: Where = None) -> dict[str, float]:
+    """Layer-adaptive sparsity (LAMP): one share of zeros for all kernels together, divided among the layers.
+
+    Each weight of a layer is scored by what it adds to the squares of the layer's weights that are not smaller,
+
+        score(w_k) = w_k^2 / (w_1^2 + ... + w_k^2),   |w_1| >= |w_2| >= ...
+
+    and the lowest scores of all layers go. Wide layers, whose weights are many and alike, get more zeros than small
+    ones; each layer keeps some weights. Only the weights are looked at.
+
+    Args:
+      model: built, trained Keras 3 model. It is only read.
+      sparsity: share of zeros of all chosen kernels together, 0 < sparsity < 1.
+      where: as for `wrap`. What it leaves out does not count.
+
+    Returns:
+      {layer path: share of zeros} for `wrap(model, shares, ...)` and `plan`; a layer of several kernels has one share.
+      Layers that lose nothing are not in it.
+
+    Raises:
+      ValueError: the model or the number is not as above; `where` chooses nothing that can be pruned; there are fewer
+        weights to keep than layers, or none to lose.
+      TypeError: not a Keras 3 model.
+
+    Example:
+      >>> keras.utils.set_random_seed(0)
+      >>> wide, narrow = keras.layers.Dense(100, name="wide"), keras.layers.Dense(2, name="narrow")
+      >>> model = keras.Sequential([keras.Input((100,)), wide, narrow])
+      >>> {name: round(share, 2) for name, share in allocate(model, 0.9).items()}
+      {'wide': 0.91, 'narrow': 0.26}
+
+    Reference:
+      Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021, https://arxiv.org/abs/2010.07611
+    """
+    require_plain(model)
+    _models.require_finite(model)
+    able = grouped(kernels(model, HOOK))
+    paths = choose(model, where, able, "layer with a kernel to prune")
+    scores = {path: _scores(np.concatenate([_models.array_of(kernel.variable).ravel() for kernel in able[path]]))
+              for path in paths}
+    total = sum(map(len, scores.values()))
+    lost = round(sparsity * total)
+    require(0 < lost <= total - len(paths), "`sparsity` must take a weight, and leave one a layer", sparsity=sparsity,
+            weights=total, layers=len(paths), do="Choose another share.")
+    owner = np.repeat(np.arange(len(paths)), list(map(len, scores.values())))
+    order = np.argsort(np.concatenate(list(scores.values())), kind="stable")
+    counts = np.bincount(owner[order[:lost]], minlength=len(paths))
+    return {path: float(count / len(scores[path])) for path, count in zip(paths, counts, strict=True) if count}
+
+
 @checked(model=MODEL)
 def sparsities(model: keras.Model) -> dict[str, float]:
     """Sparsity by layer: {layer path: share of zeros} of the pruned kernels, as training has them now.
@@ -296,6 +347,15 @@ def _shares(model, sparsity, where, able, empty=False):
     found = {path: share for name, share in sparsity.items()
              for path in choose(model, [name], able, "layer with a kernel to prune", empty)}
     return {path: found[path] for path in able if path in found}
+
+
+def _scores(weights):
+    """LAMP scores of a layer's weights, from the smallest weight to the largest, whose score is 1."""
+    squares = np.sort(np.abs(weights.astype("float64"))) ** 2
+    sums = np.cumsum(squares[::-1])[::-1]
+    scores = np.divide(squares, sums, out=np.zeros_like(sums), where=sums > 0)
+    scores[-1] = 1
+    return scores
 
 
 def _require_pruned(model):
