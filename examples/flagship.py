@@ -1,6 +1,6 @@
 """Fashion-MNIST in under 100,000 parameters: an int8 file of 96 kB, and one network that stands corrupted images.
 
-    python examples/flagship.py [--quick] [--save DIR] [--mixed]
+    python examples/flagship.py [--quick] [--save DIR] [--seeds N] [--mixed]
 
 Small: a ResNet-8 learns from one of twice the width, which was asked once about ten augmented views of each training
 image. Robust: the same network learns what the wide one says of the clean image while it sees AugMix' views of it, and
@@ -173,12 +173,12 @@ def draw(rows, found, title, path):
     plt.close(figure)
 
 
-def main(quick=False, save="results", mixed=False):
+def main(quick=False, save="results", seeds=3, mixed=False):
     """Prints and saves tables and figure; returns the accuracies by seed and model, and the report on corruptions."""
     folder = pathlib.Path(save) / ("flagship-quick" if quick else "flagship")
     folder.mkdir(parents=True, exist_ok=True)
     train, test, title = load(quick)
-    epochs, views, seeds = ({"teacher": 1, "student": 2, "robust": 1}, 2, 1) if quick else (EPOCHS, VIEWS, 3)
+    epochs, views, seeds = ({"teacher": 1, "student": 2, "robust": 1}, 2, 1) if quick else (EPOCHS, VIEWS, seeds)
     teacher = wide(train, epochs["teacher"], mixed, folder / "teacher.keras")
     students = {seed: distilled(teacher, train, views, epochs["student"], seed, folder / f"student{seed}.keras")
                 for seed in range(seeds)}
@@ -203,5 +203,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="400 images, few epochs, one seed")
     parser.add_argument("--save", default="results", metavar="DIR", help="where models, tables and the figure go")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many small students, 3")
     parser.add_argument("--mixed", action="store_true", help="the teacher in bfloat16, for a processor that has it")
     main(**vars(parser.parse_args()))
