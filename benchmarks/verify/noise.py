@@ -3,7 +3,7 @@
     python benchmarks/verify/noise.py
 
 All trainings see 20,000 images, flipped at random, with SGD and OneCycle on one thread; accuracies are on the 10,000
-test images, two seeds. Part "noise": eight epochs with smoothed labels, noisy images or noisy weights; then the
+test images, three seeds. Part "noise": eight epochs with smoothed labels, noisy images or noisy weights; then the
 accuracy with noise in the weights, in files of 8 and 4 bits (the nearest integers), and under corrupted images (the
 first 2,000, and the first seed alone).
 Part "sharpness": SAM and ASAM take two gradients a step, so they get as many epochs as fit into the CPU time of plain
@@ -27,7 +27,7 @@ from keras import layers
 from tfopt import augment, data, quantize, regularizers, report, schedules
 
 TABLE = pathlib.Path(__file__).parents[2] / "docs" / "measured" / "noise.csv"
-IMAGES, BATCH, PEAK, SEEDS, DRAWS = 20_000, 100, 0.05, 2, 5
+IMAGES, BATCH, PEAK, SEEDS, DRAWS = 20_000, 100, 0.05, 3, 5
 
 
 class Perturbed(keras.Model):
