@@ -8,8 +8,8 @@ from ._drop_path import DropPath
 from ._penalties import PENALTY, Sum, found
 
 _SLOTS = {"kernel_regularizer": ("kernel",), "depthwise_regularizer": ("depthwise_kernel", "kernel"),
-            "pointwise_regularizer": ("pointwise_kernel",), "recurrent_regularizer": ("recurrent_kernel",),
-            "embeddings_regularizer": ("embeddings",)}
+          "pointwise_regularizer": ("pointwise_kernel",), "recurrent_regularizer": ("recurrent_kernel",),
+          "embeddings_regularizer": ("embeddings",)}
 
 
 @checked(model=MODEL, penalty=PENALTY, where=WHERE)
