@@ -10,6 +10,7 @@ from keras import layers
 
 from tfopt import quantize
 from tfopt._litert import file, run
+from tfopt._litert.convert import to_lite
 from tfopt._litert.segments import Segments
 from tfopt.quantize import _equalize, _ranges, _rounding
 
@@ -181,6 +182,28 @@ def test_the_mean_of_the_outputs_is_that_of_the_float_model():
     gaps = [np.abs(quantize.convert(model, "dynamic", calibration=x, rounding=way).predict(known).mean(0) - expected)
             for way in ("auto", "nearest")]
     assert gaps[0].max() < 0.5 * gaps[1].max()
+
+
+@pytest.mark.filterwarnings(SLOWER)
+@pytest.mark.parametrize("mode", ["int8", "dynamic", "int16x8", "int4"])
+def test_layers_without_bias_are_corrected_one_by_one(mode, rng):
+    """The converter keeps their zeros once: a correction of one of them must not reach the others."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2, 2, 36)), *(layers.Conv2D(36, 1, activation=activation, use_bias=False)
+                                                         for activation in [*["relu"] * 5, None])])
+    x = rng.uniform(0, 2, (100, 2, 2, 36)).astype("float32")
+    before, after = (file.parse(content) for content in files_of(model, x, mode))
+    _rounding.rounded(before, after, [x], bits=4 if mode == "int4" else 8)
+    biases = [after.subgraphs[0].tensors[op.inputs[2]].buffer for op in after.subgraphs[0].operators
+              if file.kind_of(after, op) == "CONV_2D"]
+    assert len(set(biases)) == 6
+    found = run.batches(run.interpreter(file.pack(after)), [x])[0]
+    gap = np.abs((found - model.predict(x, verbose=0)).mean((0, 1, 2))).max()
+    assert gap < 0.002 * np.abs(found).max()
+
+
+def files_of(model, x, mode):
+    return [to_lite(model, model.inputs, [x], one, False)[0] for one in ("float32", "int8" if mode == "int4" else mode)]
 
 
 def test_zeros_and_shared_values_stay():

@@ -1,5 +1,7 @@
 """What a LiteRT file says about itself, read and written through its own schema."""
 
+import collections
+import copy
 import hashlib
 import json
 import re
@@ -176,6 +178,22 @@ def constant(model, index):
 def set_constant(model, index, array):
     """Puts another array of the same dtype and shape into the file."""
     model.buffers[tensor(model, index).buffer].data = np.frombuffer(array.tobytes(), np.uint8)
+
+
+def separate_biases(model):
+    """Gives each operation with a kernel a bias of its own: the converter keeps equal ones, as of zeros, only once."""
+    counts = collections.Counter(graph.tensors[index].buffer for graph in model.subgraphs for op in graph.operators
+                                 for index in op.inputs if index >= 0)
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            index = op.inputs[2] if kind_of(model, op) in _KERNEL and len(op.inputs) > 2 else -1
+            if index >= 0 and counts[graph.tensors[index].buffer] > 1 and _is_constant(model, graph.tensors[index]):
+                own, data = copy.deepcopy(graph.tensors[index]), model.buffers[graph.tensors[index].buffer].data
+                own.buffer = len(model.buffers)
+                model.buffers.append(schema.BufferT())
+                model.buffers[-1].data = data
+                graph.tensors.append(own)
+                op.inputs = np.array([*op.inputs[:2], len(graph.tensors) - 1, *op.inputs[3:]], "int32")
 
 
 def spread_biases(model):

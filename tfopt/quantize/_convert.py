@@ -99,6 +99,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     parsed = file.parse(content)
     ops = file.operations(parsed)
     if trained:
+        file.separate_biases(parsed)
         file.spread_biases(parsed)
     if batch == 1:
         file.open_batch(parsed)

@@ -62,21 +62,15 @@ def _computing(model):
 
 def _free(model):
     """The int8 tensors that may have any range: neither made nor read where two tensors must share theirs."""
-    readers, makers, biases = collections.defaultdict(list), {}, collections.Counter()
+    readers, makers = collections.defaultdict(list), {}
     for op in model.subgraphs[0].operators:
         for index in op.inputs:
             readers[int(index)].append(op)
         makers[int(op.outputs[0])] = op
-        if _has_integer_bias(model, op):
-            biases[file.tensor(model, op.inputs[2]).buffer] += 1
-
-    def may_read(op):
-        shared = _has_integer_bias(model, op) and biases[file.tensor(model, op.inputs[2]).buffer] > 1
-        return file.kind_of(model, op) in _TAKERS and not shared
-
     ends = set(map(int, model.subgraphs[0].outputs))
     return {index for index, op in makers.items() if file.kind_of(model, op) in _MAKERS and index not in ends
-            and file.tensor(model, index).type == file.INT8 and readers[index] and all(map(may_read, readers[index]))}
+            and file.tensor(model, index).type == file.INT8 and readers[index] and all(
+                file.kind_of(model, op) in _TAKERS for op in readers[index])}
 
 
 def _has_integer_bias(model, op):

@@ -42,6 +42,7 @@ def rounded(exact, model, samples, bits=8, compensate=True, narrow=False):
     pairs, samples = _pairs(exact, model), _fitting(samples, exact)
     if not pairs:
         return {}
+    file.separate_biases(model)
     batch = max(int(file.inputs(exact)[0].shape[0]), 1)
     inputs = [[_batches(array, tensor, batch) for array, tensor in zip(samples, file.inputs(one), strict=True)]
               for one in (exact, model)]
