@@ -181,19 +181,25 @@ def set_constant(model, index, array):
 
 
 def separate_biases(model):
-    """Gives each operation with a kernel a bias of its own: the converter keeps equal ones, as of zeros, only once."""
-    counts = collections.Counter(graph.tensors[index].buffer for graph in model.subgraphs for op in graph.operators
-                                 for index in op.inputs if index >= 0)
-    for graph in model.subgraphs:
+    """Gives each operation with a kernel a bias of its own: the converter keeps equal constants only once."""
+    readers = collections.Counter((number, int(index)) for number, graph in enumerate(model.subgraphs)
+                                  for op in graph.operators for index in op.inputs)
+    holders = collections.Counter(held.buffer for graph in model.subgraphs for held in graph.tensors)
+    for number, graph in enumerate(model.subgraphs):
         for op in graph.operators:
-            index = op.inputs[2] if kind_of(model, op) in _KERNEL and len(op.inputs) > 2 else -1
-            if index >= 0 and counts[graph.tensors[index].buffer] > 1 and _is_constant(model, graph.tensors[index]):
-                own, data = copy.deepcopy(graph.tensors[index]), model.buffers[graph.tensors[index].buffer].data
-                own.buffer = len(model.buffers)
-                model.buffers.append(schema.BufferT())
-                model.buffers[-1].data = data
-                graph.tensors.append(own)
+            index = int(op.inputs[2]) if kind_of(model, op) in _KERNEL and len(op.inputs) > 2 else -1
+            if index < 0 or not _is_constant(model, graph.tensors[index]):
+                continue
+            if readers[number, index] > 1:
+                readers[number, index] -= 1
+                graph.tensors.append(copy.deepcopy(graph.tensors[index]))
+                holders[graph.tensors[index].buffer] += 1
                 op.inputs = np.array([*op.inputs[:2], len(graph.tensors) - 1, *op.inputs[3:]], "int32")
+            held = graph.tensors[op.inputs[2]]
+            if holders[held.buffer] > 1:
+                holders[held.buffer] -= 1
+                model.buffers.append(copy.copy(model.buffers[held.buffer]))
+                held.buffer = len(model.buffers) - 1
 
 
 def spread_biases(model):
