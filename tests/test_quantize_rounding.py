@@ -222,6 +222,29 @@ def test_zeros_and_shared_values_stay():
     assert all(len(np.unique(row)) <= len(np.unique(own)) for row, own in zip(stored[1], values, strict=True))
 
 
+@pytest.mark.parametrize(("values", "channels", "shared"), [
+    (np.arange(32) % 4 + 1, 4, True), (np.arange(64) + 1, 8, False), (np.ones(8), 2, True), (np.ones(1), 1, False),
+    (np.where(np.arange(2000) % 10, 0, np.arange(2000)), 20, False),              # 200 different weights, the rest zero
+    (np.repeat(np.arange(640), 10), 64, True),                                     # more than 256 values, ten a channel
+    (np.random.default_rng(0).normal(size=640), 64, False)])
+def test_which_kernels_hold_shared_values(values, channels, shared):
+    assert _rounding.holds_shared_values(values.reshape(channels, -1)) == shared
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_clusters_of_a_small_kernel_stay(by_channel, rng):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((24,)), layers.Dense(16, "relu"), layers.Dense(3)])
+    table = rng.normal(size=(16, 4)) if by_channel else np.tile(rng.normal(size=4), (16, 1))
+    kernel = np.stack([channel[rng.integers(0, 4, 24)] for channel in table], axis=1)
+    model.layers[0].set_weights([kernel, rng.normal(size=16)])
+    x = (rng.normal(size=(64, 4)) @ rng.normal(size=(4, 24))).astype("float32")   # else the nearest integers are best
+    before, after = (file.parse(content) for content in files_of(model, x, "int8"))
+    _rounding.rounded(before, after, [x])
+    stored = next(values for *_, values in file.kernels(after))
+    assert [len(np.unique(row)) for row in stored] == [len(np.unique(channel)) for channel in kernel.T]
+
+
 @pytest.mark.slow
 def test_four_bits_are_in_the_file():
     lite = quantize.convert(network(), "int4", calibration=photos())

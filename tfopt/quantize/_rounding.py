@@ -22,7 +22,7 @@ _PASSES, _BLOCK = 2, 64
 _HIGHEST = {8: 127, 4: 7}
 _LARGEST = {8: 2.0 ** 30, 4: 2.0 ** 26}  # of a bias in integers; XNNPACK counts in 16ths with kernels of 4 bits
 _MEMORY = 2 ** 29           # bytes that the samples' largest tensor may take
-_SHARED = 256               # kernels with no more different values hold shared ones, which stay as they are
+_SHARED = 256               # more different values are not shared ones
 
 
 def rounded(exact, model, samples, bits=8, compensate=True, narrow=False):
@@ -118,7 +118,7 @@ class _Layer:
         scale = np.broadcast_to(np.asarray(self.tensor.quantization.scale, "float64"), len(rows))
         integers, _ = _as_rows(self.kind, file.constant(self.model, self.op.inputs[1]).astype("float64"))
         done = "shared values kept"
-        if self.bits == 4 or np.unique(self.kernel).size > _SHARED or self.kernel.size <= 2 * _SHARED:
+        if self.bits == 4 or not holds_shared_values(rows):
             h = self._covariance(_PATCHES[self.kind](self.op, self.kernel.shape, flat, _POSITIONS), rows)
             scale = scale if self.bits == 8 else np.maximum(_four_bit_scales(rows, h), self._least_scale())
             integers = _chosen(rows / scale[:, None], h, rows == 0, _HIGHEST[self.bits], self.compensate)
@@ -184,6 +184,15 @@ class _Layer:
         new = np.where(np.abs(new) < _LARGEST[self.bits], new, old)   # in 8 bits: a channel without weights has no room
         file.set_constant(self.model, self.op.inputs[2], new.astype(old.dtype))
         return True
+
+
+def holds_shared_values(rows):
+    """Has a kernel (channels, K), or each channel of it, few values but zero, each at least twice on the average?"""
+    def few(weights):
+        weights = weights[weights != 0]
+        return np.unique(weights).size <= min(_SHARED, weights.size // 2)
+
+    return few(rows) or all(map(few, rows))
 
 
 # Which values a row of a kernel meets
