@@ -159,6 +159,10 @@ RUNS = {                             # name: (epochs after the base, made from t
     "shrunk, recalibrated": (0, lambda base, train, seed: shrink.recalibrate(
         shrink.channels(base, macs=0.5), train[0][:1000])),
     "shrunk, fine-tuned": (LATER, lambda base, train, seed: fit(shrink.channels(base, macs=0.5), train, LATER)),
+    "ranked over all layers, recalibrated": (0, lambda base, train, seed: shrink.recalibrate(
+        shrink.channels(base, macs=0.5, ranking="global"), train[0][:1000])),
+    "ranked over all layers, fine-tuned": (LATER, lambda base, train, seed: fit(
+        shrink.channels(base, macs=0.5, ranking="global"), train, LATER)),
     "random channels, fine-tuned": (LATER, lambda base, train, seed: fit(
         shrink.channels(base, macs=0.5, importance=shuffled(seed)), train, LATER)),
     "shrunk, distilled": (LATER, lambda base, train, seed: distilled(base, train)),
