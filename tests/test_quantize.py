@@ -379,6 +379,23 @@ def test_a_file_of_one_sample_says_so(rng):
         lite.predict(x, batch_size=2)
 
 
+@pytest.mark.parametrize("mode", ["int8", "int4", "dynamic", "float32"])
+@pytest.mark.parametrize(("batch", "count"), [(7, 96), (32, 32), (20, 41)])
+def test_a_batch_of_fixed_size(mode, batch, count, rng):
+    """Calibration data that do not fill the last batch; the whole of them in one batch."""
+    model = keras.Sequential([keras.Input(batch_shape=(batch, 20)), layers.Dense(16, "relu"), layers.Dense(4)])
+    x = rng.normal(size=(count, 20)).astype("float32")
+    kernels = [np.asarray(weight) for weight in model.get_weights()]
+    expected = np.maximum(x @ kernels[0] + kernels[1], 0) @ kernels[2] + kernels[3]
+    lite = quantize.convert(model, mode, calibration=x)
+    assert lite.report["samples"] == count // batch * batch
+    np.testing.assert_allclose(lite.predict(x), expected, atol={"int8": 0.1, "int4": 1.0}.get(mode, 1e-5))
+    if mode == "float32":
+        assert quantize.convert(model, mode).report["max_difference"] < 1e-5            # noise fills a batch
+    with pytest.raises(ValueError, match=r"`calibration` must fill a batch.*build the model without a batch size"):
+        quantize.convert(model, mode, calibration=x[:batch - 1])
+
+
 def test_sample_weights(images):
     model = small()
     y, weights = np.arange(40) % 5, np.linspace(0, 2, 40)

@@ -29,9 +29,10 @@ def best(model, content, expected, samples, mode, rounding, to_file):
       `(content, {"rounding": name of the way, "sqnr_db": {way: signal-to-noise ratio of its outputs}})`.
     """
     bits = 4 if mode == "int4" else 8
-    share = len(samples[0]) if len(samples[0]) < _FEW else len(samples[0]) * 3 // 4
+    count, batch = len(samples[0]), max(int(file.inputs(file.parse(content))[0].shape[0]), 1)
+    share = count if count < max(_FEW, 2 * batch) else count * 3 // 4 // batch * batch
     known = [array[:share] for array in samples]
-    start = 0 if share == len(samples[0]) else share
+    start = 0 if share == count else share
     unseen, wanted = [array[start:] for array in samples], [array[start:] for array in expected]
     makers, levels = {}, {}
     floats = to_file(model, "float32") if rounding == "auto" or bits == 4 else None

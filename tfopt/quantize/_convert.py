@@ -145,10 +145,15 @@ def _inputs(model, calibration):
         samples = take(calibration, inputs)
     inputs = sized(inputs, samples, "calibration")
     flat = keras.tree.flatten(inputs)
+    own = flat[0].shape[0]                                 # a fixed number is fed in whole batches
+    if samples is not None:
+        count = len(samples[0]) // own * own if own else len(samples[0])
+        require(count, "`calibration` must fill a batch of the size that the model fixes", batch_size=own,
+                samples=len(samples[0]), do="Pass more, or build the model without a batch size.")
+        return inputs, [array[:count] for array in samples]
     noise = np.random.default_rng(0)
-    return inputs, samples or [
-        noise.standard_normal((8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
-        else np.zeros((8, *x.shape[1:]), x.dtype) for x in flat]
+    return inputs, [noise.standard_normal((own or 8, *x.shape[1:])).astype(x.dtype) if "float" in x.dtype
+                    else np.zeros((own or 8, *x.shape[1:]), x.dtype) for x in flat]
 
 
 class _Signature:
@@ -204,9 +209,8 @@ def _compare(model, inputs, samples, found, trained, expected=None):
 
 def _expected(model, inputs, samples):
     """The model's outputs in float32, run with random states that stand still."""
-    own, found = next(iter(keras.tree.flatten(inputs))).shape[0], []
-    step, count = own or 32, len(samples[0])
-    for start in range(0, count // own * own if own else count, step):         # a fixed size is fed in whole batches
+    step, found = next(iter(keras.tree.flatten(inputs))).shape[0] or 32, []
+    for start in range(0, len(samples[0]), step):
         batch = keras.tree.pack_sequence_as(inputs, [tf.constant(array[start:start + step]) for array in samples])
         with keras.StatelessScope():
             found.append([np.asarray(x, "float32") for x in keras.tree.flatten(model(batch, training=False))])

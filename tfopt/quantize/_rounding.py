@@ -62,7 +62,7 @@ def _fitting(samples, exact):
     """As many samples as memory holds of the largest tensor."""
     largest = max(4 * int(np.prod(np.abs(tensor.shape))) for tensor in exact.subgraphs[0].tensors
                   if tensor.shape is not None)
-    return [array[:max(_MEMORY // largest, 16)] for array in samples]
+    return [array[:max(_MEMORY // largest, 16, int(file.inputs(exact)[0].shape[0]))] for array in samples]
 
 
 def _pairs(exact, model):
