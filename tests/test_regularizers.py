@@ -457,3 +457,23 @@ def test_where_takes_a_layer():
 def test_classes_are_registered_under_their_module():
     assert keras.saving.get_registered_name(regularizers.Hoyer) == "tfopt.regularizers>Hoyer"
     assert keras.saving.get_registered_name(regularizers.DropPath) == "tfopt.regularizers>DropPath"
+
+
+class OfOneName(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.blocks = [keras.layers.Dense(4, name="block") for _ in range(3)]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("where", [None, "block"])
+def test_add_reaches_all_layers_of_one_name(where, rng):
+    model = OfOneName()
+    model(rng.normal(size=(2, 4)))
+    losses = regularizers.add(model, regularizers.L2(0.3), where=where).losses
+    np.testing.assert_allclose(sorted(losses), sorted(0.3 * (block.kernel.numpy() ** 2).sum() for block in model.blocks),
+                               rtol=1e-5)

@@ -378,6 +378,56 @@ def test_models_of_ones_own_stay_what_they_are(rng, make):
     assert abs(moved[0].numpy()).max() > 0                              # what layers inside update is kept
 
 
+@keras.saving.register_keras_serializable("test_weight_noise")
+class Plain(keras.Model):
+    """As most are written: layers without names, or several of one name."""
+
+    def __init__(self, name_of_all=None, **options):
+        super().__init__(**options)
+        self.name_of_all = name_of_all
+        self.hidden = [layers.Dense(6, "relu", name=name_of_all) for _ in range(2)]
+        self.head = layers.Dense(3, name=name_of_all)
+
+    def call(self, x):
+        return self.head(self.hidden[1](self.hidden[0](x)))
+
+    def get_config(self):
+        return {**super().get_config(), "name_of_all": self.name_of_all}
+
+
+@pytest.mark.parametrize("name", [None, "fc"])
+def test_a_model_whose_layers_have_no_names_of_their_own(rng, tmp_path, name):
+    model, (x, y) = Plain(name), data(rng)
+    model(x)
+    noisy = compiled(regularizers.weight_noise(model, 0.1, seed=3))
+    fit(noisy, x, y, epochs=1)
+    assert draws(noisy) == [6, 6, 6]
+    noisy.save(tmp_path / "noisy.keras")
+    layers.Dense(2), layers.Dense(2)                       # other layers have been made in between
+    loaded = keras.models.load_model(tmp_path / "noisy.keras")
+    assert fit(loaded, x, y) == fit(noisy, x, y)
+    np.testing.assert_array_equal(regularizers.strip(loaded)(x), loaded(x))
+
+
+def test_a_call_without_the_argument_training(rng):
+    """Keras leaves the layers of such a model in inference; `fit` and distillation add the noise all the same."""
+    model, (x, y) = Plain(), data(rng)
+    model(x)
+    exact = compiled(Plain.from_config(model.get_config()))
+    exact(x)
+    exact.set_weights(model.get_weights())
+    noisy, without = (compiled(regularizers.weight_noise(model, stddev, seed=3)) for stddev in (0.3, 0.0))
+    plain = fit(exact, x, y)
+    np.testing.assert_allclose(fit(without, x, y), plain, rtol=1e-6)
+    assert abs(np.subtract(fit(noisy, x, y), plain)).min() > 1e-3
+    held = draws(noisy)
+    noisy.evaluate(x, y, verbose=0)
+    np.testing.assert_array_equal(noisy(x), regularizers.strip(noisy)(x))
+    assert draws(noisy) == held == [12, 12, 12]
+    fit(compiled(distill.Distiller(model, noisy, distill.Values())), x, y, epochs=1)
+    assert draws(noisy) == [18, 18, 18]
+
+
 @pytest.mark.parametrize(("where", "count"), [(None, 2), ("words", 1), (["words", "inner"], 2), ("logits", 1),
                                               (lambda layer: isinstance(layer, layers.Embedding), None)])
 def test_where(where, count):

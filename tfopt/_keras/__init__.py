@@ -131,6 +131,7 @@ from .workers import patch_workers, slurm_hosts, slurm_tasks  # noqa: E402
 from .wrapped import (  # noqa: E402
     Wrapped,
     applies_now,
+    calls_in_training,
     inner_layers,
     is_training,
     is_wrapped,
@@ -140,9 +141,10 @@ from .wrapped import (  # noqa: E402
 
 __all__ = ["ConfigFromArguments", "Fit", "Functional", "NotALayer", "OptimizerAround", "SharedError", "Wrapped",
            "alike", "applies_now", "average_all", "average_some", "build_again", "build_like", "built_for",
-           "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs", "fresh_names",
-           "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers", "is_training",
-           "is_wrapped", "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of", "optimizers_in",
-           "own_variables", "parts_of", "patch_workers", "producer", "randomness", "read_audio", "replay",
-           "same_randomness", "schedule_of", "seeded", "serializable", "set_mask", "set_randomness", "shuffled_by",
-           "slurm_hosts", "slurm_tasks", "substitute", "task_loss", "tf", "uses", "uses_for", "without_autotune"]
+           "calls_in_training", "compile_arguments", "compiled_as", "datasets_in", "forget_compiled", "fresh_inputs",
+           "fresh_names", "fresh_operation", "global_seed", "graph_of", "holds_resources", "in_xla", "inner_layers",
+           "is_training", "is_wrapped", "keras", "lambdas_allowed", "likeness", "loss_tracker", "mask_of",
+           "optimizers_in", "own_variables", "parts_of", "patch_workers", "producer", "randomness", "read_audio",
+           "replay", "same_randomness", "schedule_of", "seeded", "serializable", "set_mask", "set_randomness",
+           "shuffled_by", "slurm_hosts", "slurm_tasks", "substitute", "task_loss", "tf", "uses", "uses_for",
+           "without_autotune"]

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+import threading
 
 import keras
 from keras.src.backend.common import global_state
@@ -10,6 +11,8 @@ from keras.src.saving import object_registration
 
 from .._check import refusal
 from .graph import parts_of
+
+_here = threading.local()             # replicas run in threads of their own
 
 
 class Wrapped:
@@ -75,6 +78,15 @@ class Wrapped:
         finally:
             if locked:
                 self._tracker.lock()
+
+    def call_in_training(self):
+        """Makes `is_training` true in `train_step`, also where the model's `call` has no argument `training`."""
+        def train_step(*args, **kwargs):
+            with calls_in_training(self):
+                return type(self).train_step(self, *args, **kwargs)
+
+        if not self._call_has_training_arg:
+            vars(self)["train_step"] = train_step          # of the object: the class has that of the model
 
     @contextlib.contextmanager
     def plain(self):
@@ -156,9 +168,23 @@ def substitute(caller, tensors):
 
 
 def is_training():
-    """For what runs inside a layer's call: is it a call with `training=True`, its own or that of a layer around it?"""
+    """For what runs inside a layer's call: is it a call with `training=True`, its own or that of a layer around it?
+
+    Keras does not say so where the `call` of a subclassed model has no such argument: then `calls_in_training` does.
+    """
     context = global_state.get_global_attribute("current_call_ctx")
-    return bool(context is not None and context.get_value("training"))
+    return bool(context is not None and context.get_value("training")) or getattr(_here, "trains", False)
+
+
+@contextlib.contextmanager
+def calls_in_training(model, training=True):
+    """While it lasts, calls of `model` are in training, or not, also where its `call` has no argument `training`."""
+    before = getattr(_here, "trains", False)
+    _here.trains = bool(training) and not model._call_has_training_arg
+    try:
+        yield
+    finally:
+        _here.trains = before
 
 
 def applies_now():

@@ -11,7 +11,8 @@ from .describe import Verbatim
 def layers(model):
     """{path: layer} of every layer that is not itself a graph model, in order; nested ones as `outer/inner`.
 
-    A layer that is used several times, or reached by several paths, is listed once.
+    A layer that is used several times, or reached by several paths, is listed once. Subclassed models may have several
+    layers of one name: the paths of the later ones end in one prime more each.
     """
     found, seen = {}, set()
 
@@ -23,7 +24,10 @@ def layers(model):
             if graph_of(layer) is not None:
                 visit(layer, f"{prefix}{layer.name}/")
             else:
-                found[f"{prefix}{layer.name}"] = layer
+                path = f"{prefix}{layer.name}"
+                while path in found:
+                    path += "'"
+                found[path] = layer
 
     visit(model, "")
     return found

@@ -2,7 +2,7 @@
 
 import inspect
 
-from .._keras import keras, tf
+from .._keras import calls_in_training, keras, tf
 from ._formulas import log_probability
 
 _PROBABILITY = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
@@ -18,7 +18,8 @@ def run(model, x, training):
     """Calls `model`, also one whose `call` has no `training` argument."""
     if "training" in inspect.signature(model.call).parameters:
         return model(x, training=training)
-    return model(x)
+    with calls_in_training(model, training):
+        return model(x)
 
 
 def trace(tensor):

@@ -27,10 +27,10 @@ class Noisy(Wrapped):
     """A model whose chosen kernels are noisy while it trains. Made by `weight_noise`; undone by `strip`."""
 
     def attach(self):
-        recipe, layers, places, seen = self.recipe, _models.layers(self), {}, set()
-        for path in recipe["layers"]:
-            callers = _callers(layers[path])
-            for owner, variable in _noisy(layers[path], recipe["embeddings"]):
+        recipe, layers, places, seen = self.recipe, list(_models.layers(self).values()), {}, set()
+        for place in recipe["layers"]:
+            callers = _callers(layers[place])
+            for owner, variable in _noisy(layers[place], recipe["embeddings"]):
                 if id(variable) in seen:
                     continue
                 draws = self.add_state(f"draws_{len(seen)}", (), "int64")
@@ -40,6 +40,7 @@ class Noisy(Wrapped):
                 places.setdefault(id(caller), (caller, []))[1].append((owner, variable, noise))
         for caller, tensors in places.values():
             substitute(caller, tensors)
+        self.call_in_training()
 
     def settle(self):
         """Nothing has to be made true after training."""
@@ -125,7 +126,8 @@ def weight_noise(model: keras.Model, stddev: float, *, relative_to: str | None =
     embeddings = where is not None
     chosen = _models.select(model, where, "regularizers.weight_noise", what="layer with a kernel",
                             able=lambda layer: _noisy(layer, embeddings))
-    recipe = {"layers": list(chosen), "embeddings": embeddings, "stddev": stddev, "relative_to": relative_to,
+    places = [place for place, path in enumerate(_models.layers(model)) if path in chosen]       # names may be new ones
+    recipe = {"layers": places, "embeddings": embeddings, "stddev": stddev, "relative_to": relative_to,
               "seed": random.getrandbits(31) if seed is None else seed}
     with same_randomness(), _models.scope_of(model):
         noisy = Noisy.of(_models.copy(model), recipe)
