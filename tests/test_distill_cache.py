@@ -181,6 +181,30 @@ def test_outputs_of_the_users_own_train_as_the_live_teacher_does(rng):
     assert not all(np.allclose(one, other, atol=1e-3) for one, other in zip(live, theirs, strict=True))
 
 
+@pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_of_examples_with_outputs_of_the_users_own(labeled, nested, rng):
+    """Keras copies the weights for each part of the targets; numpy weighs both terms once."""
+    (x, y), weight, student = arrays(rng, 16), rng.uniform(0, 3, 16).astype("float32"), dense(5)
+    teacher = rng.normal(size=(16, 12)).astype("float32")
+    q = scipy.special.log_softmax(np.asarray(student(x), float), -1)
+    p = scipy.special.log_softmax(teacher.astype(float), -1)
+    task = -(weight * q[np.arange(16), y]).mean()
+    divergence = (weight * (np.exp(p) * (p - q)).sum(-1)).mean()
+    if nested:
+        student = keras.Model(student.inputs, {"kind": student.outputs[0]})
+        y, teacher = {"kind": y}, {"kind": teacher}
+    made = distill.Distiller(None, student, distill.Logits(1.), student_loss_weight=0.3)
+    made.compile(keras.optimizers.SGD(0.0), ({"kind": SPARSE} if nested else SPARSE) if labeled else None)
+    targets = {"y": y, "teacher": teacher} if labeled else {"teacher": teacher}
+    data = {"x": x, "y": targets, "batch_size": 16, "sample_weight": weight, "verbose": 0}
+    history = made.fit(**data, validation_data=(x, targets, weight)).history
+    np.testing.assert_allclose(history["loss"], [0.3 * task + 0.7 * divergence if labeled else divergence], rtol=1e-5)
+    np.testing.assert_allclose(history["val_loss"], [task if labeled else divergence], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"^distill.Distiller.fit: `class_weight` .* Pass `sample_weight`"):
+        made.fit(x, targets, class_weight={0: 2.0}, verbose=0)
+
+
 def test_outputs_of_the_users_own_are_nested_as_the_students(rng):
     x = rng.normal(size=(16, 4)).astype("float32")
     inputs = keras.Input((4,))

@@ -475,5 +475,5 @@ def test_add_reaches_all_layers_of_one_name(where, rng):
     model = OfOneName()
     model(rng.normal(size=(2, 4)))
     losses = regularizers.add(model, regularizers.L2(0.3), where=where).losses
-    np.testing.assert_allclose(sorted(losses), sorted(0.3 * (block.kernel.numpy() ** 2).sum() for block in model.blocks),
-                               rtol=1e-5)
+    expected = [0.3 * (block.kernel.numpy() ** 2).sum() for block in model.blocks]
+    np.testing.assert_allclose(sorted(losses), sorted(expected), rtol=1e-5)

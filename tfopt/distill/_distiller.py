@@ -173,6 +173,9 @@ class Distiller(keras.Model):
         """As keras.Model.fit; stops with one sentence at the end of an epoch whose loss is not finite."""
         require(sample_weight is None or y is not None, "Keras drops a `sample_weight` that comes without labels", y=y,
                 do="Pass any `y` of the same length with it.")
+        require(class_weight is None or self._hidden.models or self.student_loss_weight == 1,
+                "`class_weight` does not know which of the targets are the labels",
+                class_weight=class_weight, do="Pass `sample_weight`, the weight of each example's class.")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(_Finite())
         else:
@@ -197,7 +200,7 @@ class Distiller(keras.Model):
         super().save(filepath, overwrite, zipped, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = self._unpacked(data)
         targets = self._run_teachers(x, y)
         require(targets or (self.student_loss_weight == 1 and self._has_task()),
                 "without a teacher the data must bring its outputs", y=type(y).__name__,
@@ -241,12 +244,13 @@ class Distiller(keras.Model):
         return {**logs, **{metric.name: metric.result() for metric in (self._student_loss, self._distillation_loss)}}
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = self._unpacked(data)
         if self._overrides("test_step"):
             with self._as_student():
                 return self.student.test_step(keras.utils.pack_x_y_sample_weight(x, self._labels(y), sample_weight))
         measured = self._has_task() or self._is_distilled(y)
         unused = ["student_loss", "distillation_loss", *([] if measured else ["loss"])]
+        data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         logs = {name: value for name, value in super().test_step(data).items() if name not in unused}
         require(logs, "`evaluate` needs something to measure",
                 do="Compile a loss or metrics, or pass the data set that distill.cache_teacher returns.")
@@ -296,13 +300,22 @@ class Distiller(keras.Model):
         """Is there a loss on labels: a compiled one, or the student's own?"""
         return self.loss is not None or (self._overrides("compute_loss") and self.student_loss_weight > 0)
 
+    def _unpacked(self, data):
+        """Inputs, targets and weights of the examples: Keras gives each part of the targets a copy of the weights."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._brings_outputs(y) and isinstance(sample_weight, dict) and "teacher" in sample_weight:
+            sample_weight = sample_weight.get("y", sample_weight["teacher"])
+        return x, y, sample_weight
+
+    def _brings_outputs(self, y):
+        return not self._hidden.models and isinstance(y, dict) and "teacher" in y
+
     def _labels(self, y):
-        cached = not self._hidden.models and isinstance(y, dict) and "teacher" in y
-        return y.get("y") if cached else y
+        return y.get("y") if self._brings_outputs(y) else y
 
     def _is_distilled(self, y):
         return (self.student_loss_weight < 1 or not self._has_task()) and (
-            bool(self._hidden.models) or (isinstance(y, dict) and "teacher" in y))
+            bool(self._hidden.models) or self._brings_outputs(y))
 
     def _run_teachers(self, x, y):
         """A `Result` of each teacher, or None where none is needed or there."""
