@@ -119,6 +119,30 @@ def test_units_with_a_state_of_their_own_stay():
     assert "first state" in shrink.plan(model).set_index("layer").loc["rnn", "why"]
 
 
+@pytest.mark.parametrize("by", ["l2", "taylor"])
+def test_a_batch_of_fixed_size(by, rng):
+    """As stateful layers need it; what is cut is zero in the user's own model, whose states stay as they were."""
+    inputs = keras.Input(batch_shape=(6, 5, 3))
+    x = L.LSTM(8, stateful=True, return_sequences=True, name="stateful")(inputs)
+    model = keras.Model(inputs, L.Dense(2, name="out")(L.GRU(8, use_bias=False, name="units")(x)))
+    x = rng.normal(size=(15, 5, 3)).astype("float32")
+    model.predict(x[:6], batch_size=6, verbose=0)
+    model.compile("sgd", "mse")
+    states = [np.array(state) for state in model.get_layer("stateful").states]
+    small = shrink.channels(model, 0.5, importance=by, round_to=4, data=(x, np.ones((15, 2))))
+    for state, before in zip(model.get_layer("stateful").states, states, strict=True):
+        np.testing.assert_array_equal(state, before)
+    reader = model.get_layer("out").kernel
+    stays = np.isin(reader, small.get_layer("out").kernel).all(1)
+    assert stays.sum() == small.get_layer("units").units == 4
+    reader.assign(reader * stays[:, None])
+    recurrent = model.get_layer("units").cell.recurrent_kernel
+    recurrent.assign(recurrent * stays[:, None])
+    for one in (model, small):
+        one.get_layer("stateful").reset_state()
+    np.testing.assert_allclose(small(x[:6]), model(x[:6]), atol=1e-5)
+
+
 # Heads
 
 

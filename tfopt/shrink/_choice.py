@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .._check import require
-from .._keras import keras, tf
+from .._keras import keras, parts_of, tf
 
 # The formulas: the weights that make each channel and those that read it, as {(path of the variable, axis): array
 # (channels, numbers)}, to the worth of each channel
@@ -75,7 +75,8 @@ def taylor(model, data, rows):
     """The first-order criterion; the gradients are those of the loss that the model was compiled with."""
     rows = [row for row in rows if len(row.variable.shape) > 1 and not row.out]       # what reads the channels
     sums = {row: [] for row in rows}
-    kept = [(variable, variable.numpy()) for metric in model.metrics for variable in metric.variables]
+    moved = [[metric.variables for metric in model.metrics], [getattr(part, "states", ()) for part in parts_of(model)]]
+    kept = [(one, one.numpy()) for one in keras.tree.flatten(moved) if isinstance(one, keras.Variable)]
     for x, y, weight in data:
         with tf.GradientTape() as tape:
             tape.watch([row.variable.value for row in rows])

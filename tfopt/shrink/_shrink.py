@@ -92,7 +92,7 @@ def channels(model: keras.Model, keep: float | None = None, *, macs: float | Non
         require(choice.groups, f"found no channels that can go in {_models.describe(model)}",
                 do="shrink.plan(model) says why.")
         scores = choice.judge(_criterion(importance, model, data, choice.rows))
-        sample = None if data is None else data.head(4).x
+        sample = None if data is None else data.head(_batch(model) or 4).x
         path = choice.path(scores, ranking)
         amounts = choice.amounts if ranking == "layer" else functools.partial(choice.share_of_all, path=path)
         if keep is not None:
@@ -289,10 +289,18 @@ def _solve(model, where, round_to, caller):
 
 def _criterion(importance, model, data, rows):
     if importance == "taylor":
-        return _choice.taylor(model, data.batches(64), rows)
+        size = _batch(model)
+        batches = [batch for batch in data.batches(size) if len(keras.tree.flatten(batch[0])[0]) == size] if size else (
+            data.batches(64))
+        return _choice.taylor(model, batches, rows)
     if isinstance(importance, str):
         return _choice.CRITERIA[importance]
     return _choice.Criterion(lambda made, read: importance(made | read))
+
+
+def _batch(model):
+    """The number of examples that a model takes at once, as stateful recurrent layers need it; None for any."""
+    return graph_of(model).inputs[0].shape[0]
 
 
 def _rebuilt(model, choice):
