@@ -280,6 +280,18 @@ def test_equalization_is_exact_and_pays():
     assert _equalize.equalized(network()) is None                                # nothing to gain
 
 
+@pytest.mark.parametrize("steps", [5, 8])
+def test_a_norm_of_another_axis_ends_a_pair(steps, rng):
+    """Its gamma is none of the layer's channels, also where there are as many."""
+    inputs = keras.Input((steps, 6))
+    first = layers.Dense(8)
+    x = layers.ReLU()(layers.BatchNormalization(axis=1)(first(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    first.kernel.assign(first.kernel * 10.0 ** np.linspace(-2, 2, 8))
+    report = quantize.convert(model, calibration=rng.normal(size=(32, steps, 6))).report
+    assert min(report["sqnr_db"].values()) > 20, report
+
+
 def test_layers_that_bend_otherwise_are_not_equalized():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu6")(inputs)

@@ -76,7 +76,8 @@ def _followed(first, outputs, readers, counts, ends):
         op = next_ops[0]
         if _has_kernel(op):
             return _Pair(first, norm, op)
-        if type(op) is keras.layers.BatchNormalization and norm is None and not bent and op.scale and op.center:
+        if type(op) is keras.layers.BatchNormalization and norm is None and not bent and op.scale and op.center and (
+                op.axis in (-1, len(made[0].shape) - 1)):
             norm = op
         elif _is_relu(op):
             bent = True
