@@ -14,7 +14,7 @@ _FEW = 16                   # with fewer samples all of them serve to round and 
 
 
 def best(model, content, expected, samples, mode, rounding, to_file):
-    """The best file of a model, made once more with all samples, and what the report says of it.
+    """The best file of a model, and what the report says of it.
 
     Args:
       model: plain float32 model.
@@ -34,32 +34,31 @@ def best(model, content, expected, samples, mode, rounding, to_file):
     known = [array[:share] for array in samples]
     start = 0 if share == count else share
     unseen, wanted = [array[start:] for array in samples], [array[start:] for array in expected]
-    makers, levels = {}, {}
+    found, levels = {}, {}
     floats = to_file(model, "float32") if rounding == "auto" or bits == 4 else None
 
-    def judge(way, make):
-        made = make(known)
+    def judge(way, made):
         if made is not None:
             try:
                 outputs = run.batches(run.interpreter(made), unseen)
             except (RuntimeError, ValueError) as error:
                 raise cannot_run(error) from None
-            levels[way], makers[way] = round(_level(wanted, outputs), 2), make
+            levels[way], found[way] = round(_level(wanted, outputs), 2), made
 
-    judge("nearest", lambda x: content if bits == 8 else _made(floats, content, x, 4, False))
+    judge("nearest", content if bits == 8 else _made(floats, content, known, 4, False))
     if rounding == "auto":
         ways = {"compensated": False} | ({_NARROWED: True} if mode in ("int8", "int4") else {})
         for way, narrow in ways.items():
-            judge(way, lambda x, narrow=narrow: _made(floats, content, x, bits, True, narrow))
+            judge(way, _made(floats, content, known, bits, True, narrow))
         other = equalized(model) if graph_of(model) is not None and mode != "dynamic" else None
         if other is not None:
             way = max(ways, key=lambda way: levels.get(way, -np.inf))
-            pair, narrow = (to_file(other, "float32"), to_file(other, mode)), ways[way]
-            judge(f"equalized, {way}", lambda x: _made(*pair, x, bits, True, narrow))
+            made = to_file(other, "float32"), to_file(other, mode)
+            judge(f"equalized, {way}", _made(*made, known, bits, True, ways[way]))
     require(levels, "int4 needs a kernel that one layer alone uses", mode=mode,
             do="Choose int8: layers that are called several times keep 8 bits.")
     way = max(levels, key=lambda way: levels[way] - _RISK * way.endswith(_NARROWED))
-    return makers[way](samples), {"rounding": way, "sqnr_db": levels}
+    return found[way], {"rounding": way, "sqnr_db": levels}
 
 
 def cannot_run(error):

@@ -41,9 +41,9 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     layer by layer, with the inputs that the layers before produce, and biases make up for the mean error that is left.
     Activations of int8 and int4 get the ranges of least squared error if that wins half a dB.
     Channels of very different ranges are equalized first where that is exact. Files made in these ways and the
-    converter's own are compared on the last quarter of the calibration data, and the best one is made again with all of
-    it: `report["rounding"]` names it, `report["sqnr_db"]` has each one's signal-to-noise ratio in the comparison. Zeros
-    stay zeros, and kernels of shared values (clustered ones) keep theirs.
+    converter's own are compared on the last quarter of the calibration data, and the best one is returned:
+    `report["rounding"]` names it, `report["sqnr_db"]` has the signal-to-noise ratio of each. Zeros stay zeros, and
+    kernels of shared values (clustered ones) keep theirs.
 
     Random states stand still in a file. A file takes one sample at once; most can be resized to any number
     (`LiteModel.predict(x, batch_size=32)`, or `resize_tensor_input` of an interpreter): `report["resizable"]` says so.
