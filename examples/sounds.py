@@ -97,7 +97,7 @@ def main(quick=False, save="results"):
     save.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        count, epochs = (12, 20) if quick else (24, 60)
+        count, epochs = (12, 20) if quick else (24, 30)
         sounds = write(folder / "train", count, seed=0, hard=False)
         test = data.audio_folder(write(folder / "test", count, seed=1, hard=True), 64, spectrogram=mel(), shuffle=False)
         models = {}
