@@ -8,6 +8,7 @@ from tfopt import quantize
 from tfopt.quantize import _diagnose
 
 layers = keras.layers
+FAR = "ignore:quantize.convert. the outputs"               # as these networks are made to be
 
 
 def network():
@@ -62,6 +63,7 @@ def spoil(model, name):
     layer.kernel.assign(layer.kernel * factor.reshape((-1, 1) if axis == -2 else (-1,)))
 
 
+@pytest.mark.filterwarnings(FAR)
 @pytest.mark.parametrize(("name", "named"), [("inside", "nested/inside_relu"), ("depth", "depth"), ("hidden", "hidden"),
                                              ("first", "first_relu")])
 def test_the_broken_layer_is_named(images, name, named):
@@ -76,6 +78,7 @@ def test_the_broken_layer_is_named(images, name, named):
     assert row.own < 20
 
 
+@pytest.mark.filterwarnings(FAR)
 def test_noise_is_charged_to_the_layer_that_makes_it(images):
     """Behind the broken layer the whole noise stays, and the layers' own is small."""
     model = network()
@@ -96,6 +99,7 @@ def test_too_little_calibration_is_recognized(images):
     assert lost["do"].str.contains("Calibrate with more data").all()
 
 
+@pytest.mark.filterwarnings(FAR)
 def test_outliers_in_the_calibration_are_recognized(images):
     model = network()
     spoilt = images.copy()

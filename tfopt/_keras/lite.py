@@ -7,7 +7,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.lite.python.util import get_grappler_config, run_graph_optimizations
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-__all__ = ["ConverterError", "frozen"]
+__all__ = ["ConverterError", "frozen", "of_graph"]
 
 
 def frozen(function, specs, *, fold=False):
@@ -26,9 +26,14 @@ def frozen(function, specs, *, fold=False):
     graph = run_graph_optimizations(concrete.graph.as_graph_def(), concrete.inputs, concrete.outputs,
                                     config=get_grappler_config(["constfold"]), graph=concrete.graph)
     _rename_functions(graph)
+    return of_graph(graph, concrete)
+
+
+def of_graph(graph, function):
+    """The concrete function of a GraphDef whose inputs and outputs have the names of those of `function`."""
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
     return whole.prune(*([whole.graph.as_graph_element(x.name) for x in ends]
-                         for ends in (concrete.inputs, concrete.outputs)))
+                         for ends in (function.inputs, function.outputs)))
 
 
 def _rename_functions(graph):

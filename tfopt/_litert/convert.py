@@ -10,6 +10,7 @@ from .._check import refusal, require
 from .._keras import fresh_inputs, graph_of, keras, parts_of, tf
 from .._keras.lite import ConverterError, frozen
 from . import file, run
+from .rewrite import for_integers
 
 CALIBRATED = ("int8", "int16x8", "int4")
 _INT16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
@@ -121,6 +122,8 @@ def _converted(model, inputs, samples, mode, trained, batch, fold):
         logging.set_verbosity(logging.ERROR)
         try:
             function = frozen(forward, specs, fold=fold)
+            if mode in CALIBRATED and not trained:
+                function = for_integers(function, mode)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
             _choose(converter, mode, None if trained else samples, function)
             content = converter.convert()

@@ -18,6 +18,7 @@ from ._train import Rounding, require_stripped
 
 _MODES = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 _BY_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_POOR = 10                  # dB: noise of a third of the signal
 
 
 @checked(model=MODEL, mode=OneOf(*_MODES), rounding=OneOf("auto", "nearest"))
@@ -43,7 +44,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     Channels of very different ranges are equalized first where that is exact. Files made in these ways and the
     converter's own are compared on the last quarter of the calibration data, and the best one is returned:
     `report["rounding"]` names it, `report["sqnr_db"]` has the signal-to-noise ratio of each. Zeros stay zeros, and
-    kernels of shared values (clustered ones) keep theirs.
+    kernels of shared values (clustered ones) keep theirs. Below 10 dB a warning says so.
 
     Random states stand still in a file. A file takes one sample at once; most can be resized to any number
     (`LiteModel.predict(x, batch_size=32)`, or `resize_tensor_input` of an interpreter): `report["resizable"]` says so.
@@ -231,6 +232,11 @@ def _warn(mode, report, ops, all_selected):
     if all_selected and report["float_ops"]:
         warnings.warn(f"quantize.convert: LiteRT left operations in float that the plan counts as selected: "
                       f"{report['float_ops']}.", stacklevel=3)
+    level = report.get("sqnr_db", {}).get(report.get("rounding"), _POOR)
+    if level < _POOR:
+        warnings.warn(f"quantize.convert: the outputs of this {mode} file are far from the model's, {level} dB of "
+                      "signal to noise on calibration data. quantize.diagnose names the layers that lose.",
+                      stacklevel=3)
 
 
 def _preserved(model, parsed):
