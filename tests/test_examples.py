@@ -101,8 +101,8 @@ def test_flagship(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(flagship.augment, "AugMix", lambda factor: flagship.augment.Rotate())      # compiles at once
     rows, found = flagship.main(quick=True, save=tmp_path)
     assert "No internet" in capsys.readouterr().out
-    assert list(rows.model) == ["teacher", "student", "student, int8", "student, two views"]
-    assert rows.set_index("model").parameters["student"] == 78_042
+    assert list(rows.model) == ["teachers", "student", "student, int8", "student, two views"]
+    assert rows.set_index("model").parameters["student"] == 71_851
     assert list(found.summary.index) == ["plain", "small", "robust", "robust, int8"]
     assert keras.config.dtype_policy() == policy
     folder = tmp_path / "flagship-quick"
