@@ -57,6 +57,17 @@ def test_the_variance_of_the_outputs_is_that_of_the_closed_form(relative_to, sca
     assert abs(np.corrcoef(found, again)[0, 1]) < 0.06                  # each call draws anew
 
 
+def test_no_kernel_has_the_noise_of_another_or_of_another_seed():
+    inputs = keras.Input((50,))
+    model = keras.Model(inputs, [layers.Dense(40, use_bias=False)(inputs) for _ in range(3)])
+    noise = []
+    for seed in range(3):
+        noisy = regularizers.weight_noise(model, 0.1, relative_to=None, seed=seed)
+        found = noisy(np.eye(50, dtype="float32"), training=True)
+        noise += [np.ravel(a - b) for a, b in zip(found, model.get_weights(), strict=True)]
+    assert abs(np.corrcoef(noise) - np.eye(9)).max() < 0.1                # of 2,000 values: 0.02 is usual
+
+
 def test_the_gradient_is_that_of_the_noisy_weights_and_moves_the_exact_ones(rng):
     """One step of SGD on a linear model with squared error, in float64 by hand."""
     model, x, y = linear(3, 4, use_bias=False), rng.normal(size=(8, 4)), rng.normal(size=(8, 3))

@@ -2,6 +2,8 @@
 
 import random
 
+import numpy as np
+
 from .. import _models
 from .._check import MODEL, SEED, WHERE, Number, OneOf, checked, require
 from .._keras import (
@@ -34,7 +36,8 @@ class Noisy(Wrapped):
                 if id(variable) in seen:
                     continue
                 draws = self.add_state(f"draws_{len(seen)}", (), "int64")
-                noise = _Noise(variable, draws, recipe["seed"] + len(seen), recipe["stddev"], recipe["relative_to"])
+                seed = int(np.random.SeedSequence([recipe["seed"], len(seen)]).generate_state(1)[0])
+                noise = _Noise(variable, draws, seed, recipe["stddev"], recipe["relative_to"])
                 seen.add(id(variable))
                 caller = callers[id(owner)]
                 places.setdefault(id(caller), (caller, []))[1].append((owner, variable, noise))
