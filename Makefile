@@ -8,7 +8,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 RUN = $(VENV)/bin/python -P
 TESTS = $(if $(M),$(wildcard tests/test_$(M)*.py) tests/test_common.py tests/test_docs.py tests/test_words.py -k $(M))
 
-.PHONY: help demo flagship test test-all check examples docs bench verify clean
+EXAMPLES = $(wildcard examples/*.py)
+
+.PHONY: help demo flagship test test-all check examples $(EXAMPLES) docs bench verify clean
 
 help:                           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -31,8 +33,10 @@ check: $(VENV)/.ready           ## lint, spelling, types
 	$(VENV)/bin/codespell *.md docs tfopt tests examples benchmarks
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
-examples: $(VENV)/.ready        ## every example, the short way
-	for script in examples/*.py; do $(RUN) $$script --quick --save $(RESULTS) || exit 1; done
+examples: $(EXAMPLES)           ## every example, the short way
+
+$(EXAMPLES): $(VENV)/.ready
+	$(RUN) $@ --quick --save $(RESULTS)
 
 bench: $(VENV)/.ready           ## every claim about cost: one ratio per line, kept in docs/measured/bench.txt
 	$(RUN) benchmarks/run.py
