@@ -16,6 +16,8 @@ FORMULAS = {
     "leaky": lambda x: ops.maximum(x, 0.2 * x),
     "both": lambda x: ops.minimum(x, 0.1 * x[..., ::-1]) + 0.5 * x,
 }
+OTHERS = {**FORMULAS, "unit": ops.normalize, "norm": lambda x: layers.LayerNormalization()(x),
+          "std": lambda x: ops.std(x, -1)}
 X = np.random.default_rng(0).normal(size=(128, 6, 6, 3)).astype("float32")
 
 
@@ -47,9 +49,9 @@ def test_as_they_stand_they_are_lost(monkeypatch, name):
     assert error(behind_a_convolution(FORMULAS.get(name, name))) > 0.05
 
 
-@pytest.mark.parametrize("name", ["softplus", "selu"])
+@pytest.mark.parametrize("name", ["softplus", "selu", "clip", "unit", "norm", "std"])
 def test_sixteen_bits_compute_the_formula(name):
-    assert error(behind_a_convolution(name), "int16x8") < 0.02
+    assert error(behind_a_convolution(OTHERS.get(name, name)), "int16x8") < 0.02
 
 
 def test_a_sum_in_sixteen_bits_does_not_saturate():

@@ -7,49 +7,65 @@ from .._keras import tf
 from .._keras.lite import of_graph
 
 _SCALE, _ALPHA = 1.0507009873554805, 1.6732632423543772    # of SELU
-_ONE_SCALE = ("Minimum", "Maximum", "Select", "SelectV2")  # in and out
+_FLOAT = tf.float32.as_datatype_enum
 _NOTHING = 1e-30                                           # a sum with zero would be taken out
 
 
 def for_integers(function, mode):
     """A concrete function of the same values whose parts keep a small range, or `function` if they do anyway.
 
-    The converter computes softplus (so Mish and the log of a sigmoid) and SELU by exponentials of what may be large,
-    and gives a sum the range of its terms in int16x8. And what an operation of one scale reads, a minimum for instance,
-    gets the range of its output: where others read that as well, the operation reads a copy.
+    The converter computes softplus (so Mish and the log of a sigmoid) and SELU by exponentials of what may be large.
+    What an operation of one scale reads, a minimum for instance, gets the range of its output: where others read that
+    as well, the operation reads a copy. In int16x8 a sum has the range of its terms, a bound out of the range of what
+    it bounds becomes another number, and there is no squared difference, as in normalization.
     """
     graph = function.graph.as_graph_def()
+    reads = _reads(graph)
+    readers = collections.Counter(source for read in reads.values() for source, _ in read)
+    changes = [(node, *change) for node in graph.node if "T" in node.attr and node.attr["T"].type == _FLOAT
+               for change in _changes(function.graph.get_operation_by_name(node.name), reads[node.name], readers, mode)]
+    for node, places, formula in changes:
+        prefix, sources = f"{node.name}/for_integers{places[0]}/", [node.input[place] for place in places]
+        if formula is _copy:
+            node.input[places[0]] = _add(graph, prefix, sources, formula)
+        else:
+            node.op, node.input[:] = "Identity", [_add(graph, prefix, sources, formula)]
+            for name in set(node.attr) - {"T"}:
+                del node.attr[name]
+    return of_graph(graph, function) if changes else function
+
+
+def _reads(graph):
+    """{name of a node: [(tensor, node that makes it)] of what it reads, seen through identities}."""
     nodes = {node.name: node for node in graph.node}
 
     def origin(source):
-        while nodes[source.split(":")[0]].op == "Identity":
-            source = nodes[source.split(":")[0]].input[0]
-        return source
+        node = nodes[source.split(":")[0]]
+        return origin(node.input[0]) if node.op == "Identity" else (source, node)
 
-    readers = collections.Counter(origin(source) for node in graph.node if node.op != "Identity"
-                                  for source in node.input if not source.startswith("^"))
-    count = len(graph.node)
-    for node in list(graph.node):
-        if node.attr["T"].type != tf.float32.as_datatype_enum:
-            continue
-        if node.op in _RULES:
-            _become(node, _add(graph, node, 0, _RULES[node.op]))
-        elif node.op == "Sum" and mode == "int16x8":
-            if (rule := _as_mean(function.graph.get_operation_by_name(node.name))) is not None:
-                _become(node, _add(graph, node, 0, rule))
-        elif node.op in _ONE_SCALE:
-            floats = range(len(node.input) - 2, len(node.input))
-            read = [nodes[origin(node.input[place]).split(":")[0]] for place in floats]
-            if node.op == "Maximum" and any(map(_is_zero, read)):
-                continue                                   # ReLU: LiteRT has an operation of its own
-            for place, source in zip(floats, read, strict=True):
-                if source.op != "Const" and readers[origin(node.input[place])] > 1:
-                    node.input[place] = _add(graph, node, place, _copy)
-    return of_graph(graph, function) if len(graph.node) > count else function
+    return {name: [] if node.op == "Identity" else [origin(source) for source in node.input if source[0] != "^"]
+            for name, node in nodes.items()}
 
 
-def _is_zero(node):
-    return node.op == "Const" and not tf.make_ndarray(node.attr["value"].tensor).any()
+def _changes(op, read, readers, mode):
+    """[(places, formula)]: the operation becomes the formula of what it reads there; or it reads `_copy` of that."""
+    if op.type in ("Softplus", "Selu"):
+        return [([0], _softplus if op.type == "Softplus" else _selu)]
+    if op.type in ("Square", "SquaredDifference") and mode == "int16x8":
+        return [(range(len(op.inputs)), _squared)]
+    if op.type == "Sum" and mode == "int16x8" and (formula := _as_mean(op)) is not None:
+        return [([0], formula)]
+    if op.type not in ("Minimum", "Maximum", "Select", "SelectV2"):
+        return []
+    places = range(len(read) - 2, len(read))
+    bounds = {place: tf.make_ndarray(read[place][1].attr["value"].tensor)
+              for place in places if read[place][1].op == "Const"}
+    if op.type == "Maximum" and any(not bound.any() for bound in bounds.values()):
+        return []                                          # LiteRT has an operation of its own for ReLU
+    if len(bounds) == 1 and mode == "int16x8" and op.type in ("Minimum", "Maximum"):
+        (place, bound), = bounds.items()
+        return [([places[0] + places[1] - place], lambda x: _bounded(x, bound, op.type))]
+    return [([place], _copy) for place in places if place not in bounds and readers[read[place][0]] > 1]
 
 
 def _softplus(x):
@@ -60,11 +76,17 @@ def _selu(x):
     return _SCALE * tf.nn.relu(x) + _SCALE * _ALPHA * tf.nn.elu(tf.minimum(_copy(x), 0.0))
 
 
+def _squared(x, y=None):
+    difference = x if y is None else x - y
+    return difference * difference
+
+
 def _copy(x):
     return x + _NOTHING
 
 
-_RULES = {"Softplus": _softplus, "Selu": _selu}
+def _bounded(x, bound, kind):
+    return x - tf.nn.relu(x - bound) if kind == "Minimum" else x + tf.nn.relu(bound - x)
 
 
 def _as_mean(op):
@@ -76,19 +98,14 @@ def _as_mean(op):
     return lambda x: math.prod(sizes) * tf.reduce_mean(x, axes, op.get_attr("keep_dims"))
 
 
-def _add(graph, node, place, function):
-    """The name of `function` of what the node reads there, new in the graph."""
+def _add(graph, prefix, sources, formula):
+    """The name of the formula of some tensors, which is new in the graph."""
     with tf.Graph().as_default() as part:
-        result = function(tf.compat.v1.placeholder(tf.float32, name="x")).op.name
-    made, prefix = part.as_graph_def().node, f"{node.name}/for_integers{place}/"
-    for inner in made:
-        inner.input[:] = [node.input[place] if source == "x" else prefix + source for source in inner.input]
-        inner.name = prefix + inner.name
-    graph.node.extend(inner for inner in made if inner.name != f"{prefix}x")
-    return prefix + result
-
-
-def _become(node, source):
-    node.op, node.input[:] = "Identity", [source]
-    for name in set(node.attr) - {"T"}:
-        del node.attr[name]
+        result = formula(*[tf.compat.v1.placeholder(tf.float32, name=f"x{place}") for place in range(len(sources))])
+    given = {f"x{place}": source for place, source in enumerate(sources)}
+    made = [node for node in part.as_graph_def().node if node.name not in given]
+    for node in made:
+        node.name = prefix + node.name
+        node.input[:] = [given.get(name, prefix + name) for name in node.input]
+    graph.node.extend(made)
+    return prefix + result.op.name
