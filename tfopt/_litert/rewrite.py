@@ -20,10 +20,10 @@ def for_integers(function, mode):
     it bounds becomes another number, and there is no squared difference, as in normalization.
     """
     graph = function.graph.as_graph_def()
-    reads = _reads(graph)
+    reads, operation = _reads(graph), function.graph.get_operation_by_name
     readers = collections.Counter(source for read in reads.values() for source, _ in read)
-    changes = [(node, *change) for node in graph.node if "T" in node.attr and node.attr["T"].type == _FLOAT
-               for change in _changes(function.graph.get_operation_by_name(node.name), reads[node.name], readers, mode)]
+    changes = [(node, places, formula) for node in graph.node if "T" in node.attr and node.attr["T"].type == _FLOAT
+               for places, formula in _changes(operation(node.name), reads[node.name], readers, mode)]
     for node, places, formula in changes:
         prefix, sources = f"{node.name}/for_integers{places[0]}/", [node.input[place] for place in places]
         if formula is _copy:
@@ -50,7 +50,7 @@ def _reads(graph):
 def _changes(op, read, readers, mode):
     """[(places, formula)]: the operation becomes the formula of what it reads there; or it reads `_copy` of that."""
     if op.type in ("Softplus", "Selu"):
-        return [([0], _softplus if op.type == "Softplus" else _selu)]
+        return [([0], {"Softplus": _softplus, "Selu": _selu}[op.type])]
     if op.type in ("Square", "SquaredDifference") and mode == "int16x8":
         return [(range(len(op.inputs)), _squared)]
     if op.type == "Sum" and mode == "int16x8" and (formula := _as_mean(op)) is not None:
