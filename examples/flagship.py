@@ -6,8 +6,8 @@ Small: a ResNet-14 learns from the mean of three larger networks, which were ask
 each training image. Robust: a ResNet-8 learns what the first of them says of the clean image while it sees AugMix'
 views of it, and is set beside one that was trained as usual, on clean and on corrupted test images.
 
-No setting was chosen by looking at test images, and each finished model sees them once. A run that was broken off goes
-on where it was, with the same command. Without Fashion-MNIST it trains on 4,000 MNIST digits, and says so.
+Each finished model sees the test images once. A run that was broken off goes on where it was, with the same command.
+Without Fashion-MNIST it trains on 4,000 MNIST digits, and says so.
 """
 
 import argparse

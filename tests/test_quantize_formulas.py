@@ -58,6 +58,14 @@ def test_a_sum_in_sixteen_bits_does_not_saturate():
     assert error(behind_a_convolution(lambda x: ops.sum(ops.relu(x), axis=(1, 2))), "int16x8") < 0.02
 
 
+def test_a_second_output_and_a_nested_model_keep_their_range():
+    inner = keras.Sequential([keras.Input((4, 4, 16)), layers.Activation("mish"), layers.Conv2D(4, 1)])
+    model = behind_a_convolution(lambda x: [x, ops.minimum(x, 0.0), inner(x), inner(ops.clip(x, -1.0, 1.0))])
+    lite = quantize.convert(model, calibration=X, rounding="nearest")
+    for expected, found in zip(model.predict(X, verbose=0), lite.predict(X), strict=True):
+        assert np.abs(found - expected).max() < 0.03 * np.ptp(expected)
+
+
 def test_what_litert_has_an_operation_for_stays_one():
     for formula, kind in [(lambda x: ops.maximum(x, 0.0), "CONV_2D"),
                           ("relu6", "CONV_2D"), ("hard_silu", "HARD_SWISH")]:

@@ -21,13 +21,15 @@ def for_integers(function, mode):
     """
     graph = function.graph.as_graph_def()
     reads, operation = _reads(graph), function.graph.get_operation_by_name
-    readers = collections.Counter(source for read in reads.values() for source, _ in read)
+    ends = [output.op.name for output in function.outputs]
+    readers = collections.Counter(source for name, read in reads.items() for source, _ in read
+                                  if name in ends or operation(name).type != "Identity")
     changes = [(node, places, formula) for node in graph.node if "T" in node.attr and node.attr["T"].type == _FLOAT
                for places, formula in _changes(operation(node.name), reads[node.name], readers, mode)]
-    for node, places, formula in changes:
+    for number, (node, places, formula) in enumerate(changes, 2):
         prefix, sources = f"{node.name}/for_integers{places[0]}/", [node.input[place] for place in places]
         if formula is _copy:
-            node.input[places[0]] = _add(graph, prefix, sources, formula)
+            node.input[places[0]] = _add(graph, prefix, sources, lambda x, number=number: _copy(x, number))
         else:
             node.op, node.input[:] = "Identity", [_add(graph, prefix, sources, formula)]
             for name in set(node.attr) - {"T"}:
@@ -43,8 +45,7 @@ def _reads(graph):
         node = nodes[source.split(":")[0]]
         return origin(node.input[0]) if node.op == "Identity" else (source, node)
 
-    return {name: [] if node.op == "Identity" else [origin(source) for source in node.input if source[0] != "^"]
-            for name, node in nodes.items()}
+    return {name: [origin(source) for source in node.input if source[0] != "^"] for name, node in nodes.items()}
 
 
 def _changes(op, read, readers, mode):
@@ -81,8 +82,9 @@ def _squared(x, y=None):
     return difference * difference
 
 
-def _copy(x):
-    return x + _NOTHING
+def _copy(x, number=1):
+    """The converter makes one tensor of two copies with the same number."""
+    return x + number * _NOTHING
 
 
 def _bounded(x, bound, kind):

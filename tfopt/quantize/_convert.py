@@ -44,7 +44,7 @@ def convert(model: keras.Model, mode: str | None = None, *, calibration: Data | 
     Channels of very different ranges are equalized first where that is exact. Files made in these ways and the
     converter's own are compared on the last quarter of the calibration data, and the best one is returned:
     `report["rounding"]` names it, `report["sqnr_db"]` has the signal-to-noise ratio of each. Zeros stay zeros, and
-    kernels of shared values (clustered ones) keep theirs. Below 10 dB a warning says so.
+    kernels of shared values (clustered ones) keep theirs. A file below 10 dB comes with a warning.
 
     Random states stand still in a file. A file takes one sample at once; most can be resized to any number
     (`LiteModel.predict(x, batch_size=32)`, or `resize_tensor_input` of an interpreter): `report["resizable"]` says so.
